@@ -1,0 +1,1 @@
+"""Checkpoints of recurrent language models: train them, export them for `unrolled-server`."""

@@ -1,0 +1,89 @@
+"""The command line `unrolled-export`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (ValueError, OSError) as error:
+        print(f"unrolled-export: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unrolled-export",
+        description="Train recurrent language models and export them for unrolled-server.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a character language model on a text file",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.add_argument("text", metavar="TEXT", help="UTF-8 text file")
+    train.add_argument("--output", required=True, metavar="DIR", help="folder of the checkpoint")
+    train.add_argument("--cell", default="lstm", choices=("rnn_tanh", "rnn_relu", "lstm", "gru"))
+    train.add_argument("--layers", type=_positive, default=2)
+    train.add_argument("--hidden", type=_positive, default=384, help="units per layer")
+    train.add_argument("--embedding", type=_positive, default=64, help="embedding width")
+    train.add_argument("--dropout", type=_share, default=0.3)
+    train.add_argument("--batch-size", type=_positive, default=32, help="parallel streams")
+    train.add_argument(
+        "--chunk", type=_positive, default=128, help="steps through which gradients flow"
+    )
+    train.add_argument("--epochs", type=_positive, default=20)
+    train.add_argument(
+        "--learning-rate", type=float, default=2e-3, help="peak; decays along half a cosine to 0"
+    )
+    train.add_argument("--warmup", type=int, default=100, help="updates until the peak")
+    train.add_argument("--weight-decay", type=float, default=0.01)
+    train.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    train.add_argument(
+        "--validation", type=_share, default=0.1, help="share of the text's end held out"
+    )
+    train.add_argument(
+        "--sample-every", type=int, default=0, help="updates between samples; 0: an epoch"
+    )
+    train.add_argument("--threads", type=int, default=0, help="0: torch's choice")
+    train.add_argument("--seed", type=int, default=1)
+    train.add_argument("--resume", action="store_true", help="go on after the last full epoch")
+    train.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    try:
+        from unrolled_export.training.command import train
+    except ModuleNotFoundError as error:
+        raise ValueError(f"training needs {error.name}: pip install 'unrolled[train]'") from error
+    return train(arguments)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
