@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -61,6 +62,57 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--seed", type=int, default=1)
     train.add_argument("--resume", action="store_true", help="go on after the last full epoch")
     train.set_defaults(run=_train)
+
+
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    convert = commands.add_parser("convert", help="convert a checkpoint to a model to be served")
+    convert.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="folder of `unrolled-export train`, or a state dict (.safetensors, .pt, .pth)",
+    )
+    convert.add_argument(
+        "--output", required=True, metavar="DIR", help="model repository to add a version to"
+    )
+    convert.add_argument(
+        "--name", metavar="NAME", help="name of the model (default: the checkpoint's own name)"
+    )
+    convert.add_argument(
+        "--vocab",
+        metavar="FILE",
+        help="tokens in id order: a JSON list, a JSON map of tokens and ids, or a text file of "
+        "one token a line",
+    )
+    convert.add_argument(
+        "--start-token",
+        metavar="TOKEN",
+        help="fed where an empty session draws: a token (\\n and \\t are understood) or #ID",
+    )
+    convert.add_argument(
+        "--end-token",
+        action="append",
+        default=[],
+        metavar="TOKEN",
+        help="ends a completion when it is drawn; may be repeated",
+    )
+    convert.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the checkpoint does not tell, such as nonlinearity=tanh; may be repeated",
+    )
+    convert.set_defaults(run=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    try:
+        from unrolled_export.convert import convert
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"converting needs {error.name}: pip install 'unrolled[export]'"
+        ) from error
+    return convert(arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ equations of torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN say.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -99,3 +100,22 @@ class Network:
             for index, layer in enumerate(self.layers)
             for kind in kinds
         )
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of one row's state."""
+        return sum(4 * state.size for state in self.states)
+
+    def states_of(self, index: int) -> tuple[State, ...]:
+        """The state tensors of one layer, h before c."""
+        return tuple(state for state in self.states if state.layer == index)
+
+    def arrays(self) -> Iterator[tuple[str, Floats]]:
+        """Every array with a name of its own, in an order that never changes."""
+        if self.embedding is not None:
+            yield "embedding", self.embedding
+        for index, layer in enumerate(self.layers):
+            for field in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                yield f"{field}_{index}", getattr(layer, field)
+        yield "head_weight", self.head_weight
+        yield "head_bias", self.head_bias

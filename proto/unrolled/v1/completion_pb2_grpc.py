@@ -31,7 +31,12 @@ if _version_not_supported:
 
 
 class CompletionServiceStub(object):
-    """Completes and scores text with a recurrent language model.
+    """Runs turns. A turn tells the model a prompt, token by token, and may then draw a completion. On a
+    session a turn is atomic: state and position move once, at its end, and the outcome is sent after
+    that commit. A turn that is cancelled, times out or fails before the commit leaves no trace.
+
+    For the same token ids, model, runtime and kind of processor, text and log-probabilities are bit
+    for bit the same however the work is cut into turns and batches.
     """
 
     def __init__(self, channel):
@@ -63,32 +68,41 @@ class CompletionServiceStub(object):
 
 
 class CompletionServiceServicer(object):
-    """Completes and scores text with a recurrent language model.
+    """Runs turns. A turn tells the model a prompt, token by token, and may then draw a completion. On a
+    session a turn is atomic: state and position move once, at its end, and the outcome is sent after
+    that commit. A turn that is cancelled, times out or fails before the commit leaves no trace.
+
+    For the same token ids, model, runtime and kind of processor, text and log-probabilities are bit
+    for bit the same however the work is cut into turns and batches.
     """
 
     def Complete(self, request, context):
-        """Completes a prompt; the answer comes whole.
+        """Runs one turn and returns the whole completion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamComplete(self, request, context):
-        """The same, as deltas while it is generated; the last event is the outcome, sent after the commit.
+        """Runs one turn and returns the completion while it is drawn: any number of deltas, then one
+        outcome, which closes the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Converse(self, request_iterator, context):
-        """One session, many commands: executed in order, each a turn of its own; stop acts at once.
+        """Runs the turns of one session over one stream. Commands are carried out one after the other in
+        the order sent, except `stop`, which acts on arrival. The session is held for each command, not
+        for the life of the stream.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Log-probabilities of a given text. Reads a session's state and never advances it.
+        """Measures how likely the model finds a text, after what a session has seen or from the start.
+        Commits nothing: the session stands afterwards where it stood before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +140,12 @@ def add_CompletionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CompletionService(object):
-    """Completes and scores text with a recurrent language model.
+    """Runs turns. A turn tells the model a prompt, token by token, and may then draw a completion. On a
+    session a turn is atomic: state and position move once, at its end, and the outcome is sent after
+    that commit. A turn that is cancelled, times out or fails before the commit leaves no trace.
+
+    For the same token ids, model, runtime and kind of processor, text and log-probabilities are bit
+    for bit the same however the work is cut into turns and batches.
     """
 
     @staticmethod

@@ -18,62 +18,94 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class CompletionServiceStub:
-    """Completes and scores text with a recurrent language model."""
+    """Runs turns. A turn tells the model a prompt, token by token, and may then draw a completion. On a
+    session a turn is atomic: state and position move once, at its end, and the outcome is sent after
+    that commit. A turn that is cancelled, times out or fails before the commit leaves no trace.
+
+    For the same token ids, model, runtime and kind of processor, text and log-probabilities are bit
+    for bit the same however the work is cut into turns and batches.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Complete: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.completion_pb2.CompleteRequest,
         unrolled.v1.completion_pb2.CompleteResponse,
     ]
-    """Completes a prompt; the answer comes whole."""
+    """Runs one turn and returns the whole completion."""
 
     StreamComplete: grpc.UnaryStreamMultiCallable[
         unrolled.v1.completion_pb2.CompleteRequest,
         unrolled.v1.completion_pb2.CompleteEvent,
     ]
-    """The same, as deltas while it is generated; the last event is the outcome, sent after the commit."""
+    """Runs one turn and returns the completion while it is drawn: any number of deltas, then one
+    outcome, which closes the stream.
+    """
 
     Converse: grpc.StreamStreamMultiCallable[
         unrolled.v1.completion_pb2.ConverseRequest,
         unrolled.v1.completion_pb2.ConverseResponse,
     ]
-    """One session, many commands: executed in order, each a turn of its own; stop acts at once."""
+    """Runs the turns of one session over one stream. Commands are carried out one after the other in
+    the order sent, except `stop`, which acts on arrival. The session is held for each command, not
+    for the life of the stream.
+    """
 
     Score: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.completion_pb2.ScoreRequest,
         unrolled.v1.completion_pb2.ScoreResponse,
     ]
-    """Log-probabilities of a given text. Reads a session's state and never advances it."""
+    """Measures how likely the model finds a text, after what a session has seen or from the start.
+    Commits nothing: the session stands afterwards where it stood before.
+    """
 
 class CompletionServiceAsyncStub:
-    """Completes and scores text with a recurrent language model."""
+    """Runs turns. A turn tells the model a prompt, token by token, and may then draw a completion. On a
+    session a turn is atomic: state and position move once, at its end, and the outcome is sent after
+    that commit. A turn that is cancelled, times out or fails before the commit leaves no trace.
+
+    For the same token ids, model, runtime and kind of processor, text and log-probabilities are bit
+    for bit the same however the work is cut into turns and batches.
+    """
 
     Complete: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.completion_pb2.CompleteRequest,
         unrolled.v1.completion_pb2.CompleteResponse,
     ]
-    """Completes a prompt; the answer comes whole."""
+    """Runs one turn and returns the whole completion."""
 
     StreamComplete: grpc.aio.UnaryStreamMultiCallable[
         unrolled.v1.completion_pb2.CompleteRequest,
         unrolled.v1.completion_pb2.CompleteEvent,
     ]
-    """The same, as deltas while it is generated; the last event is the outcome, sent after the commit."""
+    """Runs one turn and returns the completion while it is drawn: any number of deltas, then one
+    outcome, which closes the stream.
+    """
 
     Converse: grpc.aio.StreamStreamMultiCallable[
         unrolled.v1.completion_pb2.ConverseRequest,
         unrolled.v1.completion_pb2.ConverseResponse,
     ]
-    """One session, many commands: executed in order, each a turn of its own; stop acts at once."""
+    """Runs the turns of one session over one stream. Commands are carried out one after the other in
+    the order sent, except `stop`, which acts on arrival. The session is held for each command, not
+    for the life of the stream.
+    """
 
     Score: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.completion_pb2.ScoreRequest,
         unrolled.v1.completion_pb2.ScoreResponse,
     ]
-    """Log-probabilities of a given text. Reads a session's state and never advances it."""
+    """Measures how likely the model finds a text, after what a session has seen or from the start.
+    Commits nothing: the session stands afterwards where it stood before.
+    """
 
 class CompletionServiceServicer(metaclass=abc.ABCMeta):
-    """Completes and scores text with a recurrent language model."""
+    """Runs turns. A turn tells the model a prompt, token by token, and may then draw a completion. On a
+    session a turn is atomic: state and position move once, at its end, and the outcome is sent after
+    that commit. A turn that is cancelled, times out or fails before the commit leaves no trace.
+
+    For the same token ids, model, runtime and kind of processor, text and log-probabilities are bit
+    for bit the same however the work is cut into turns and batches.
+    """
 
     @abc.abstractmethod
     def Complete(
@@ -81,7 +113,7 @@ class CompletionServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.completion_pb2.CompleteRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.completion_pb2.CompleteResponse, collections.abc.Awaitable[unrolled.v1.completion_pb2.CompleteResponse]]:
-        """Completes a prompt; the answer comes whole."""
+        """Runs one turn and returns the whole completion."""
 
     @abc.abstractmethod
     def StreamComplete(
@@ -89,7 +121,9 @@ class CompletionServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.completion_pb2.CompleteRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[unrolled.v1.completion_pb2.CompleteEvent], collections.abc.AsyncIterator[unrolled.v1.completion_pb2.CompleteEvent]]:
-        """The same, as deltas while it is generated; the last event is the outcome, sent after the commit."""
+        """Runs one turn and returns the completion while it is drawn: any number of deltas, then one
+        outcome, which closes the stream.
+        """
 
     @abc.abstractmethod
     def Converse(
@@ -97,7 +131,10 @@ class CompletionServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[unrolled.v1.completion_pb2.ConverseRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[unrolled.v1.completion_pb2.ConverseResponse], collections.abc.AsyncIterator[unrolled.v1.completion_pb2.ConverseResponse]]:
-        """One session, many commands: executed in order, each a turn of its own; stop acts at once."""
+        """Runs the turns of one session over one stream. Commands are carried out one after the other in
+        the order sent, except `stop`, which acts on arrival. The session is held for each command, not
+        for the life of the stream.
+        """
 
     @abc.abstractmethod
     def Score(
@@ -105,6 +142,8 @@ class CompletionServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.completion_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.completion_pb2.ScoreResponse, collections.abc.Awaitable[unrolled.v1.completion_pb2.ScoreResponse]]:
-        """Log-probabilities of a given text. Reads a session's state and never advances it."""
+        """Measures how likely the model finds a text, after what a session has seen or from the start.
+        Commits nothing: the session stands afterwards where it stood before.
+        """
 
 def add_CompletionServiceServicer_to_server(servicer: CompletionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

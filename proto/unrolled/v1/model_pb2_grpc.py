@@ -31,7 +31,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """What is served.
+    """Tells which models the server has.
     """
 
     def __init__(self, channel):
@@ -53,17 +53,19 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """What is served.
+    """Tells which models the server has.
     """
 
     def ListModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describes every version of every model in the repository, the failed ones included.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describes one version of one model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -90,7 +92,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """What is served.
+    """Tells which models the server has.
     """
 
     @staticmethod

@@ -18,47 +18,53 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class ModelServiceStub:
-    """What is served."""
+    """Tells which models the server has."""
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     ListModels: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.model_pb2.ListModelsRequest,
         unrolled.v1.model_pb2.ListModelsResponse,
     ]
+    """Describes every version of every model in the repository, the failed ones included."""
 
     GetModel: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.model_pb2.GetModelRequest,
         unrolled.v1.model_pb2.GetModelResponse,
     ]
+    """Describes one version of one model."""
 
 class ModelServiceAsyncStub:
-    """What is served."""
+    """Tells which models the server has."""
 
     ListModels: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.model_pb2.ListModelsRequest,
         unrolled.v1.model_pb2.ListModelsResponse,
     ]
+    """Describes every version of every model in the repository, the failed ones included."""
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.model_pb2.GetModelRequest,
         unrolled.v1.model_pb2.GetModelResponse,
     ]
+    """Describes one version of one model."""
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
-    """What is served."""
+    """Tells which models the server has."""
 
     @abc.abstractmethod
     def ListModels(
         self,
         request: unrolled.v1.model_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[unrolled.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[unrolled.v1.model_pb2.ListModelsResponse]]: ...
+    ) -> typing.Union[unrolled.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[unrolled.v1.model_pb2.ListModelsResponse]]:
+        """Describes every version of every model in the repository, the failed ones included."""
 
     @abc.abstractmethod
     def GetModel(
         self,
         request: unrolled.v1.model_pb2.GetModelRequest,
         context: _ServicerContext,
-    ) -> typing.Union[unrolled.v1.model_pb2.GetModelResponse, collections.abc.Awaitable[unrolled.v1.model_pb2.GetModelResponse]]: ...
+    ) -> typing.Union[unrolled.v1.model_pb2.GetModelResponse, collections.abc.Awaitable[unrolled.v1.model_pb2.GetModelResponse]]:
+        """Describes one version of one model."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

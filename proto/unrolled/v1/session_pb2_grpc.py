@@ -31,7 +31,8 @@ if _version_not_supported:
 
 
 class SessionServiceStub(object):
-    """Sessions: named states that turns advance.
+    """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
+    continue from. A session costs the same few kilobytes however long its past is.
     """
 
     def __init__(self, channel):
@@ -68,36 +69,42 @@ class SessionServiceStub(object):
 
 
 class SessionServiceServicer(object):
-    """Sessions: named states that turns advance.
+    """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
+    continue from. A session costs the same few kilobytes however long its past is.
     """
 
     def CreateSession(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Makes an empty session: zero state (or the model's own first state), position 0.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describes one session. Does not count as use of it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describes the caller's sessions, a page at a time.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """A new session with the same past; constant time.
+        """Makes a second session that stands where the first one does. Takes the same time for a long
+        past as for a short one, and leaves the parent as it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Ends a session and frees what it holds. Its name is not used again.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -139,7 +146,8 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService(object):
-    """Sessions: named states that turns advance.
+    """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
+    continue from. A session costs the same few kilobytes however long its past is.
     """
 
     @staticmethod

@@ -18,87 +18,108 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class SessionServiceStub:
-    """Sessions: named states that turns advance."""
+    """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
+    continue from. A session costs the same few kilobytes however long its past is.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     CreateSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.CreateSessionRequest,
         unrolled.v1.session_pb2.CreateSessionResponse,
     ]
+    """Makes an empty session: zero state (or the model's own first state), position 0."""
 
     GetSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.GetSessionRequest,
         unrolled.v1.session_pb2.GetSessionResponse,
     ]
+    """Describes one session. Does not count as use of it."""
 
     ListSessions: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.ListSessionsRequest,
         unrolled.v1.session_pb2.ListSessionsResponse,
     ]
+    """Describes the caller's sessions, a page at a time."""
 
     ForkSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.ForkSessionRequest,
         unrolled.v1.session_pb2.ForkSessionResponse,
     ]
-    """A new session with the same past; constant time."""
+    """Makes a second session that stands where the first one does. Takes the same time for a long
+    past as for a short one, and leaves the parent as it was.
+    """
 
     DeleteSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.DeleteSessionRequest,
         unrolled.v1.session_pb2.DeleteSessionResponse,
     ]
+    """Ends a session and frees what it holds. Its name is not used again."""
 
 class SessionServiceAsyncStub:
-    """Sessions: named states that turns advance."""
+    """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
+    continue from. A session costs the same few kilobytes however long its past is.
+    """
 
     CreateSession: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.CreateSessionRequest,
         unrolled.v1.session_pb2.CreateSessionResponse,
     ]
+    """Makes an empty session: zero state (or the model's own first state), position 0."""
 
     GetSession: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.GetSessionRequest,
         unrolled.v1.session_pb2.GetSessionResponse,
     ]
+    """Describes one session. Does not count as use of it."""
 
     ListSessions: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.ListSessionsRequest,
         unrolled.v1.session_pb2.ListSessionsResponse,
     ]
+    """Describes the caller's sessions, a page at a time."""
 
     ForkSession: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.ForkSessionRequest,
         unrolled.v1.session_pb2.ForkSessionResponse,
     ]
-    """A new session with the same past; constant time."""
+    """Makes a second session that stands where the first one does. Takes the same time for a long
+    past as for a short one, and leaves the parent as it was.
+    """
 
     DeleteSession: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.DeleteSessionRequest,
         unrolled.v1.session_pb2.DeleteSessionResponse,
     ]
+    """Ends a session and frees what it holds. Its name is not used again."""
 
 class SessionServiceServicer(metaclass=abc.ABCMeta):
-    """Sessions: named states that turns advance."""
+    """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
+    continue from. A session costs the same few kilobytes however long its past is.
+    """
 
     @abc.abstractmethod
     def CreateSession(
         self,
         request: unrolled.v1.session_pb2.CreateSessionRequest,
         context: _ServicerContext,
-    ) -> typing.Union[unrolled.v1.session_pb2.CreateSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.CreateSessionResponse]]: ...
+    ) -> typing.Union[unrolled.v1.session_pb2.CreateSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.CreateSessionResponse]]:
+        """Makes an empty session: zero state (or the model's own first state), position 0."""
 
     @abc.abstractmethod
     def GetSession(
         self,
         request: unrolled.v1.session_pb2.GetSessionRequest,
         context: _ServicerContext,
-    ) -> typing.Union[unrolled.v1.session_pb2.GetSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.GetSessionResponse]]: ...
+    ) -> typing.Union[unrolled.v1.session_pb2.GetSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.GetSessionResponse]]:
+        """Describes one session. Does not count as use of it."""
 
     @abc.abstractmethod
     def ListSessions(
         self,
         request: unrolled.v1.session_pb2.ListSessionsRequest,
         context: _ServicerContext,
-    ) -> typing.Union[unrolled.v1.session_pb2.ListSessionsResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ListSessionsResponse]]: ...
+    ) -> typing.Union[unrolled.v1.session_pb2.ListSessionsResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ListSessionsResponse]]:
+        """Describes the caller's sessions, a page at a time."""
 
     @abc.abstractmethod
     def ForkSession(
@@ -106,13 +127,16 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.session_pb2.ForkSessionRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.session_pb2.ForkSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ForkSessionResponse]]:
-        """A new session with the same past; constant time."""
+        """Makes a second session that stands where the first one does. Takes the same time for a long
+        past as for a short one, and leaves the parent as it was.
+        """
 
     @abc.abstractmethod
     def DeleteSession(
         self,
         request: unrolled.v1.session_pb2.DeleteSessionRequest,
         context: _ServicerContext,
-    ) -> typing.Union[unrolled.v1.session_pb2.DeleteSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.DeleteSessionResponse]]: ...
+    ) -> typing.Union[unrolled.v1.session_pb2.DeleteSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.DeleteSessionResponse]]:
+        """Ends a session and frees what it holds. Its name is not used again."""
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

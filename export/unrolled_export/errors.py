@@ -1,0 +1,45 @@
+"""What can go wrong in an export. Each message is one line that names the file and the field.
+
+ExportError
+├── CheckpointError    the checkpoint cannot be read as a network
+├── SettingError       a `--set` that is unknown, or has a value that is not a choice
+├── VocabularyError    tokens that are wrong in themselves or do not fit the weights
+├── GraphError         a graph cannot be written, or onnxruntime refuses it
+├── ParityError        a graph does not compute what the reference does
+└── RepositoryError    the model has no proper name, or its folder cannot be made
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class ExportError(ValueError):
+    """An export that ended without writing anything."""
+
+
+class CheckpointError(ExportError):
+    """A checkpoint that cannot be read as a network."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"{file}: {problem}")
+
+
+class SettingError(ExportError):
+    """A `--set KEY=VALUE` that the reading does not take."""
+
+
+class VocabularyError(ExportError):
+    """Tokens that cannot be served, or do not fit the weights."""
+
+
+class GraphError(ExportError):
+    """A graph that cannot be written or run."""
+
+
+class ParityError(ExportError):
+    """A graph that does not compute what the reference does."""
+
+
+class RepositoryError(ExportError):
+    """A model folder that cannot be made."""

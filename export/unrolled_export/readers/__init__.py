@@ -1,0 +1,34 @@
+"""Readers of checkpoints: one module per family, all behind `Reader`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.pytorch import PytorchFile
+from unrolled_export.readers.reader import Checkpoint, Reader
+from unrolled_export.readers.safetensors_ import SafetensorsFile
+from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.trained import TrainedFolder
+
+__all__ = ["READERS", "Checkpoint", "Reader", "Settings", "read_checkpoint"]
+
+READERS: tuple[Reader, ...] = (TrainedFolder(), SafetensorsFile(), PytorchFile())
+"""Asked in this order; the first that accepts a path reads it."""
+
+
+def read_checkpoint(path: Path, settings: Settings) -> Checkpoint:
+    """Read the checkpoint at `path`, a file or a folder.
+
+    Raises CheckpointError where it is damaged, of no known kind or not a model that can be
+    served, and SettingError where a setting was not used.
+    """
+    if not path.exists():
+        raise CheckpointError(path, "no such file or folder")
+    for reader in READERS:
+        if reader.accepts(path):
+            checkpoint = reader.read(path, settings)
+            settings.check_all_used()
+            return checkpoint
+    kinds = "; ".join(reader.kind for reader in READERS)
+    raise CheckpointError(path, f"not a checkpoint that this release reads ({kinds})")

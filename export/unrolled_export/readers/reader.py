@@ -1,0 +1,39 @@
+"""The interface of every reader, and what a reader makes of a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from unrolled_export.network import Network
+from unrolled_export.readers.settings import Settings
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read."""
+
+    network: Network
+    files: tuple[Path, ...]
+    """Every file that was read."""
+    reading: str
+    """One line: what kind of file this is, and which tensors were taken for what."""
+    vocabulary: tuple[str, ...] | None = None
+    """Tokens in id order; None where the checkpoint carries none."""
+    start_token: str | None = None
+    end_tokens: tuple[str, ...] = ()
+
+
+class Reader(Protocol):
+    """Reads one family of checkpoints."""
+
+    @property
+    def kind(self) -> str:
+        """What it reads, in the user's words."""
+
+    def accepts(self, path: Path) -> bool:
+        """Whether an existing file or folder is of this family, judged without reading it all."""
+
+    def read(self, path: Path, settings: Settings) -> Checkpoint:
+        """Read all of it. Raises CheckpointError or SettingError."""

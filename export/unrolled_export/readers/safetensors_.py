@@ -1,0 +1,53 @@
+"""A state dict in a safetensors file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.reader import Checkpoint
+from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.state_dict import read_state_dict
+from unrolled_export.readers.tensors import Tensors
+
+
+class SafetensorsFile:
+    """A `.safetensors` file of a PyTorch state dict."""
+
+    kind = ".safetensors"
+
+    def accepts(self, path: Path) -> bool:
+        return path.is_file() and path.suffix == ".safetensors"
+
+    def read(self, path: Path, settings: Settings) -> Checkpoint:
+        network, reading = read_state_dict(read_tensors(path), settings)
+        return Checkpoint(network, (path,), f"safetensors state dict: {reading}")
+
+
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a safetensors file.
+
+    Raises CheckpointError where it is damaged, or holds numbers that NumPy does not know.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return Tensors(path, {name: _array(file, path, name) for name in file.keys()})  # noqa: SIM118
+    except SafetensorError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(path, f"not a whole safetensors file ({reason})") from error
+
+
+def _array(file: Any, path: Path, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(file.get_tensor(name))
+    except (TypeError, AttributeError) as error:
+        # How safetensors 0.4 to 0.8 reports bfloat16 and narrower.
+        kind = file.get_slice(name).get_dtype()
+        raise CheckpointError(
+            path, f"{name} holds {kind}, not float32, float16 or float64: save it as float32"
+        ) from error

@@ -1,0 +1,75 @@
+"""A model repository on disk: `NAME/VERSION/` for every model and version.
+
+A version appears whole or not at all: it is written beside its place, under a name that no
+reader of the repository takes for a model, and then renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from unrolled_export.errors import RepositoryError
+
+CONFIG = "config.pbtxt"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_VERSION = re.compile(r"[1-9][0-9]*")
+
+
+class Repository:
+    """The models below a folder, which need not exist yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def next_version(self, name: str) -> int:
+        """One more than the highest version of the model, 1 where it has none."""
+        model = self._folder / name
+        entries = model.iterdir() if model.is_dir() else ()
+        versions = [int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name)]
+        return max(versions, default=0) + 1
+
+    def add(self, name: str, version: int, files: Mapping[str, bytes], config: str) -> Path:
+        """Write a version and the model's Triton configuration; returns the version's folder.
+
+        Raises OSError where that fails, or where the version has come up in the meantime.
+        """
+        model = self._folder / name
+        with self._staging(name) as staging:
+            (staging / CONFIG).write_text(config)
+            (staging / str(version)).mkdir()
+            for file, content in files.items():
+                (staging / str(version) / file).write_bytes(content)
+            if model.exists():
+                os.rename(staging / str(version), model / str(version))
+                os.replace(staging / CONFIG, model / CONFIG)
+            else:
+                os.rename(staging, model)
+        return model / str(version)
+
+    @contextmanager
+    def _staging(self, name: str) -> Iterator[Path]:
+        """A folder that is gone in the end, unless it was renamed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        staging = self._folder / f".{name}-{secrets.token_hex(4)}"
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_name(name: str) -> str:
+    """The name of a model, if it is one. Raises RepositoryError otherwise."""
+    if not _NAME.fullmatch(name):
+        raise RepositoryError(
+            f"--name {name}: not a model name: letters, digits, dot, dash and underscore, "
+            "a letter or digit first"
+        )
+    return name

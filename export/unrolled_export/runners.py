@@ -1,0 +1,96 @@
+"""The two graphs of an export behind one interface, for comparison with a reference.
+
+A window of T steps is tokens [B, T + 1]: each is fed but the last, and the following one is
+what its step is told. Log-probabilities [B, T, V] belong to what follows each fed token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unrolled_export.network import Floats, Network
+from unrolled_export.runtime import Graph
+
+Tokens = NDArray[np.int64]
+States = dict[str, Floats]
+"""State tensors [B, H] by the name of the graphs' input."""
+
+_DRAW = -1
+
+
+class Runner(Protocol):
+    """A graph that advances rows by windows."""
+
+    @property
+    def name(self) -> str:
+        """The graph's file."""
+
+    def advance(self, window: Tokens, states: States) -> tuple[Floats, States]:
+        """Log-probabilities of the window's steps, and the states after them."""
+
+
+def zero_states(network: Network, rows: int) -> States:
+    """The states before any token."""
+    return {state.input: np.zeros((rows, state.size), np.float32) for state in network.states}
+
+
+class PortableRunner:
+    """`model.onnx`."""
+
+    name = "model.onnx"
+
+    def __init__(self, network: Network, content: bytes) -> None:
+        self._network = network
+        self._graph = Graph(self.name, content)
+
+    def advance(self, window: Tokens, states: States) -> tuple[Floats, States]:
+        outputs = self._graph.run({"tokens": window[:, :-1], **states})
+        return _log_softmax(outputs["logits"]), _next_states(self._network, outputs)
+
+
+class EngineRunner:
+    """`engine.onnx`."""
+
+    name = "engine.onnx"
+
+    def __init__(self, network: Network, content: bytes) -> None:
+        self._network = network
+        self._graph = Graph(self.name, content)
+
+    def advance(self, window: Tokens, states: States) -> tuple[Floats, States]:
+        outputs = self._run(window[:, 0], window[:, 1:].T, states)
+        return outputs["logprobs"].swapaxes(0, 1), _next_states(self._network, outputs)
+
+    def draw(self, pending: Tokens, steps: int, states: States) -> tuple[Tokens, States]:
+        """Greedy tokens [B, T] after `pending` [B], and the states before the last of them."""
+        outputs = self._run(pending, np.full((steps, len(pending)), _DRAW), states)
+        return outputs["tokens"].T.astype(np.int64), _next_states(self._network, outputs)
+
+    def _run(self, pending: Tokens, told: Tokens, states: States) -> dict[str, NDArray[Any]]:
+        """One run of told [K, B], drawing greedily where a step is not told."""
+        rows = len(pending)
+        sampling = {
+            "uniforms": np.zeros(told.shape, np.float64),
+            "temperature": np.zeros(rows, np.float32),
+            "top_k": np.zeros(rows, np.int32),
+            "top_p": np.ones(rows, np.float32),
+            "min_p": np.zeros(rows, np.float32),
+            "filtered": np.array(False),
+        }
+        tokens = {"pending": pending.astype(np.int32), "told": told.astype(np.int32)}
+        return self._graph.run({**tokens, **sampling, **states})
+
+
+def _next_states(network: Network, outputs: dict[str, NDArray[Any]]) -> States:
+    return {state.input: outputs[state.output] for state in network.states}
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    # Logits that are not finite are found by what this returns.
+    with np.errstate(over="ignore", invalid="ignore"):
+        shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+        total = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+        return (shifted - total).astype(np.float32)

@@ -1,0 +1,96 @@
+"""unrolled complete: a prompt in, a completion out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from unrolled import Client, CompletionStream, TokenLogprob
+from unrolled.cli.options import add_completion_options, completion_options, int32, uint64
+from unrolled.cli.output import Output
+from unrolled.cli.problems import Problem
+from unrolled.cli.served import only_model
+from unrolled.cli.tables import json_line, logprob_table
+from unrolled.v1.completion_pb2 import CompleteEvent
+
+
+def add_to(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    shared: argparse.ArgumentParser,
+) -> None:
+    parser = commands.add_parser(
+        "complete",
+        parents=[shared],
+        allow_abbrev=False,
+        help="complete a prompt",
+        description="Prints the prompt and its completion as it is generated. Into a pipe or a"
+        " file it goes unchanged; on a terminal a line break follows.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        metavar="PROMPT",
+        help="told exactly as it is; - or nothing: standard input, unless that is a terminal",
+    )
+    parser.add_argument("--model", help="NAME or NAME/VERSION; not needed where one is served")
+    parser.add_argument("--session", metavar="NAME", help="continue and advance this session")
+    add_completion_options(parser)
+    parser.add_argument("--seed", type=uint64, metavar="N", help="draw the same again")
+    parser.add_argument(
+        "--logprobs",
+        type=int32,
+        metavar="N",
+        help="log-probabilities of the drawn tokens and the N likeliest, on standard error",
+    )
+    parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
+    parser.add_argument("--json", action="store_true", help="print each event as a line of JSON")
+
+
+def run(client: Client, arguments: argparse.Namespace) -> None:
+    prompt = _prompt(arguments.prompt)
+    model = arguments.model
+    if not model and not arguments.session:
+        model = only_model(client)
+    options = completion_options(arguments)
+    options["seed"] = arguments.seed
+    options["logprobs"] = arguments.logprobs
+    with client.stream(prompt or None, model=model, session=arguments.session, **options) as stream:
+        if arguments.json:
+            _print_events(stream)
+        else:
+            _print_text("" if arguments.no_echo else prompt, stream)
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is None and (sys.stdin is None or sys.stdin.isatty()):
+        return ""
+    if argument is not None and argument != "-":
+        return argument
+    try:
+        # Not as text: a line break is told to the model as it stands.
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise Problem(f"standard input is not valid UTF-8 at byte {error.start}", 2) from None
+
+
+def _print_events(stream: CompletionStream) -> None:
+    for delta in stream:
+        print(json_line(CompleteEvent(delta=delta)), flush=True)
+    print(json_line(CompleteEvent(outcome=stream.outcome)), flush=True)
+
+
+def _print_text(prompt: str, stream: CompletionStream) -> None:
+    output = Output()
+    logprobs: list[TokenLogprob] = []
+    # The prompt waits for the first answer, so that a refused turn prints nothing.
+    waiting = prompt
+    for delta in stream:
+        output.write(waiting + delta.text)
+        waiting = ""
+        logprobs.extend(delta.logprobs)
+    output.write(waiting)
+    if sys.stdout.isatty():
+        output.end_line()
+    if logprobs:
+        print(logprob_table(logprobs), file=sys.stderr)

@@ -1,0 +1,44 @@
+"""Lines of standard input."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+
+from unrolled.cli.problems import Problem
+
+
+def line_reader(*, typed: bool) -> Callable[[], str | None]:
+    """What gives the next line without its end, or None after the last one.
+
+    Typed lines can be edited, with history, where the platform has readline. Reading raises
+    Problem for what is not UTF-8.
+    """
+    if not typed:
+        return _piped_line
+    with contextlib.suppress(ImportError):
+        # Being imported is all it takes for input() to use it.
+        import readline  # noqa: F401
+    return _typed_line
+
+
+def _typed_line() -> str | None:
+    try:
+        line = input("> " if sys.stdout.isatty() else "")
+        line.encode()
+    except UnicodeError:
+        raise Problem("that line is not valid text", 2) from None
+    except EOFError:
+        # The cursor stands behind the prompt.
+        print(file=sys.stderr)
+        return None
+    return line
+
+
+def _piped_line() -> str | None:
+    line = sys.stdin.buffer.readline()
+    try:
+        return line.removesuffix(b"\n").decode() if line else None
+    except UnicodeDecodeError:
+        raise Problem("standard input is not valid UTF-8", 2) from None

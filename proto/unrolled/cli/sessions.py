@@ -1,0 +1,164 @@
+"""unrolled sessions: list, create, show, fork and delete them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from unrolled import Client, Session
+from unrolled.cli.options import uint64
+from unrolled.cli.served import only_model
+from unrolled.cli.tables import json_line, table
+
+_HEADER = ("SESSION", "MODEL", "POSITION", "STATE", "USED", "EXPIRES")
+
+
+def add_to(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    shared: argparse.ArgumentParser,
+) -> None:
+    parser = commands.add_parser(
+        "sessions",
+        parents=[shared],
+        allow_abbrev=False,
+        help="list, create, show, fork and delete sessions",
+        description="Without an action: lists the sessions alive.",
+    )
+    _add_listing(parser)
+    parser.set_defaults(run=_list, model=None, json=False)
+    actions = parser.add_subparsers(metavar="ACTION")
+
+    def action(name: str, run: Callable[..., None], purpose: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, parents=[shared], allow_abbrev=False, help=purpose)
+        added.set_defaults(run=run)
+        return added
+
+    _add_listing(action("list", _list, "those alive; the default"))
+    _add_creation(action("create", _create, "a new one; prints its name"))
+    _add_showing(action("show", _show, "what the server says of one"))
+    _add_forking(action("fork", _fork, "a new one with the same past; prints its name"))
+    _add_deletion(action("delete", _delete, "end them"))
+
+
+# An action's defaults would replace what was given before its name: hence SUPPRESS.
+
+
+def _add_listing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="only those of this model")
+    _add_json(parser)
+
+
+def _add_creation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default=argparse.SUPPRESS,
+        help="NAME or NAME/VERSION; not needed where one is served",
+    )
+    parser.add_argument("--seed", type=uint64, metavar="N", help="key of its random draws")
+    parser.add_argument(
+        "--idle-ttl", type=_seconds, metavar="SECONDS", help="ends after this long without use"
+    )
+    _add_json(parser)
+
+
+def _add_showing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="SESSION")
+    _add_json(parser)
+
+
+def _add_forking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="SESSION")
+    parser.add_argument("--seed", type=uint64, metavar="N", help="draw otherwise than its parent")
+    _add_json(parser)
+
+
+def _add_deletion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="SESSION", nargs="+")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print each session as a line of JSON",
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return seconds
+
+
+def _list(client: Client, arguments: argparse.Namespace) -> None:
+    sessions = client.sessions(arguments.model)
+    if arguments.json:
+        for session in sessions:
+            print(json_line(session.info))
+    else:
+        print(table(_HEADER, map(_row, sessions), right=(2, 3)))
+
+
+def _create(client: Client, arguments: argparse.Namespace) -> None:
+    model = arguments.model or only_model(client)
+    _print_name(
+        client.create_session(model, seed=arguments.seed, idle_ttl=arguments.idle_ttl), arguments
+    )
+
+
+def _show(client: Client, arguments: argparse.Namespace) -> None:
+    session = client.session(arguments.name)
+    if arguments.json:
+        print(json_line(session.info))
+        return
+    info = session.info
+    facts = (
+        ("session", info.name),
+        ("model", info.model),
+        ("fingerprint", info.fingerprint),
+        ("position", f"{info.position:,} tokens"),
+        ("seed", str(info.seed)),
+        ("state", f"{info.state_bytes:,} B"),
+        ("created", _time(info.create_time)),
+        ("used", _time(info.use_time)),
+        ("expires", _expiry(session)),
+    )
+    for name, value in facts:
+        print(f"{name:<12} {value}")
+
+
+def _fork(client: Client, arguments: argparse.Namespace) -> None:
+    _print_name(client.session(arguments.name).fork(arguments.seed), arguments)
+
+
+def _delete(client: Client, arguments: argparse.Namespace) -> None:
+    for name in arguments.names:
+        client.session(name).delete()
+
+
+def _print_name(session: Session, arguments: argparse.Namespace) -> None:
+    print(json_line(session.info) if arguments.json else session.name)
+
+
+def _row(session: Session) -> tuple[str, ...]:
+    return (
+        session.name,
+        session.model,
+        f"{session.position:,}",
+        f"{session.info.state_bytes:,} B",
+        _time(session.info.use_time),
+        _expiry(session),
+    )
+
+
+def _expiry(session: Session) -> str:
+    return _time(session.info.expire_time) if session.info.HasField("expire_time") else "never"
+
+
+def _time(moment: Timestamp) -> str:
+    return moment.ToDatetime().isoformat(sep=" ", timespec="seconds") + "Z"

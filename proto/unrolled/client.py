@@ -1,0 +1,281 @@
+"""The clients: for threads, and for asyncio."""
+
+# ruff: noqa: ASYNC109 -- a timeout is the deadline of a gRPC call, and is sent to the server.
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+
+from unrolled import requests
+from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
+from unrolled.connection import AsyncConnection, ChannelOptions, Connection
+from unrolled.conversation import AsyncConversation, Conversation
+from unrolled.requests import CompletionOptions, Prompt
+from unrolled.session import AsyncSession, Session, SessionOpening
+from unrolled.v1.completion_pb2 import CompleteResponse, ScoreResponse
+from unrolled.v1.model_pb2 import GetModelRequest, ListModelsRequest, Model
+from unrolled.v1.session_pb2 import GetSessionRequest, ListSessionsRequest
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+class Client:
+    """A server of recurrent language models. May be shared by threads; `with` or `close` ends it.
+
+    target: HOST:PORT, or any gRPC name.
+    timeout: seconds a call may take unless it says otherwise; None is as long as it takes. Each
+        method takes a `timeout` of its own; math.inf waits for ever. Conversations have none
+        but their own.
+    credentials: of gRPC, for TLS; None is plain text.
+    options: gRPC channel options in addition to, or instead of, those set here.
+
+    Every method that calls the server raises UnrolledError where the call fails.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: ChannelOptions = (),
+    ) -> None:
+        self._connection = Connection(target, timeout, credentials, options)
+
+    def complete(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> CompleteResponse:
+        """One turn, answered whole. Without a session it starts afresh and leaves nothing."""
+        request = requests.complete(prompt, model, session, options)
+        return self._connection.unary(self._connection.completions.Complete, request, timeout)
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> CompletionStream:
+        """One turn, as deltas while it is generated."""
+        request = requests.complete(prompt, model, session, options)
+        return self._connection.stream(request, timeout)
+
+    def score(
+        self,
+        text: Prompt,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        logprobs: int | None = None,
+        timeout: float | None = None,
+    ) -> ScoreResponse:
+        """Log-probability of text in nats. `logprobs` 0 adds each token's, N the likeliest too."""
+        request = requests.score(text, model, session, logprobs)
+        return self._connection.unary(self._connection.completions.Score, request, timeout)
+
+    def converse(self, *, timeout: float | None = None) -> Conversation:
+        """A conversation: commands to one session, and the events they cause."""
+        return Conversation(self._connection, timeout)
+
+    def models(self, *, timeout: float | None = None) -> list[Model]:
+        """Every model served, failed ones included."""
+        response = self._connection.unary(
+            self._connection.models.ListModels, ListModelsRequest(), timeout
+        )
+        return list(response.models)
+
+    def model(self, name: str, *, timeout: float | None = None) -> Model:
+        """The latest ready version of a name, or name/version."""
+        request = GetModelRequest(name=name)
+        return self._connection.unary(self._connection.models.GetModel, request, timeout).model
+
+    def create_session(
+        self,
+        model: str,
+        *,
+        seed: int | None = None,
+        idle_ttl: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Session:
+        """A new, empty session. `idle_ttl`: seconds without use after which it ends."""
+        request = requests.create_session(model, seed, idle_ttl)
+        response = self._connection.unary(self._connection.sessions.CreateSession, request, timeout)
+        return Session(self._connection, response.session, owned=True)
+
+    def session(self, name: str, *, timeout: float | None = None) -> Session:
+        """An existing session, by name."""
+        request = GetSessionRequest(name=name)
+        response = self._connection.unary(self._connection.sessions.GetSession, request, timeout)
+        return Session(self._connection, response.session, owned=False)
+
+    def sessions(
+        self, model: str | None = None, *, timeout: float | None = None
+    ) -> Iterator[Session]:
+        """Every session, or those of one model; pages are fetched as they are reached."""
+        request = ListSessionsRequest(model=model)
+        while True:
+            page = self._connection.unary(self._connection.sessions.ListSessions, request, timeout)
+            for info in page.sessions:
+                yield Session(self._connection, info, owned=False)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def close(self) -> None:
+        """Ends the connection and every call over it; sessions live on at the server."""
+        self._connection.channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """Client for asyncio, with the same methods; made and used within one running loop.
+
+    Methods that call the server once are awaited. `stream` and `converse` return at once, for
+    `async for`; `create_session` may be awaited, or entered with `async with`.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: ChannelOptions = (),
+    ) -> None:
+        self._connection = AsyncConnection(target, timeout, credentials, options)
+
+    async def complete(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> CompleteResponse:
+        """One turn, answered whole. Without a session it starts afresh and leaves nothing."""
+        request = requests.complete(prompt, model, session, options)
+        return await self._connection.unary(self._connection.completions.Complete, request, timeout)
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        timeout: float | None = None,
+        **options: Unpack[CompletionOptions],
+    ) -> AsyncCompletionStream:
+        """One turn, as deltas while it is generated."""
+        request = requests.complete(prompt, model, session, options)
+        return self._connection.stream(request, timeout)
+
+    async def score(
+        self,
+        text: Prompt,
+        *,
+        model: str | None = None,
+        session: str | None = None,
+        logprobs: int | None = None,
+        timeout: float | None = None,
+    ) -> ScoreResponse:
+        """Log-probability of text in nats. `logprobs` 0 adds each token's, N the likeliest too."""
+        request = requests.score(text, model, session, logprobs)
+        return await self._connection.unary(self._connection.completions.Score, request, timeout)
+
+    def converse(self, *, timeout: float | None = None) -> AsyncConversation:
+        """A conversation: commands to one session, and the events they cause."""
+        return AsyncConversation(self._connection, timeout)
+
+    async def models(self, *, timeout: float | None = None) -> list[Model]:
+        """Every model served, failed ones included."""
+        response = await self._connection.unary(
+            self._connection.models.ListModels, ListModelsRequest(), timeout
+        )
+        return list(response.models)
+
+    async def model(self, name: str, *, timeout: float | None = None) -> Model:
+        """The latest ready version of a name, or name/version."""
+        response = await self._connection.unary(
+            self._connection.models.GetModel, GetModelRequest(name=name), timeout
+        )
+        return response.model
+
+    def create_session(
+        self,
+        model: str,
+        *,
+        seed: int | None = None,
+        idle_ttl: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> SessionOpening:
+        """A new, empty session. `idle_ttl`: seconds without use after which it ends."""
+        request = requests.create_session(model, seed, idle_ttl)
+
+        async def create() -> AsyncSession:
+            response = await self._connection.unary(
+                self._connection.sessions.CreateSession, request, timeout
+            )
+            return AsyncSession(self._connection, response.session, owned=True)
+
+        return SessionOpening(create)
+
+    async def session(self, name: str, *, timeout: float | None = None) -> AsyncSession:
+        """An existing session, by name."""
+        response = await self._connection.unary(
+            self._connection.sessions.GetSession, GetSessionRequest(name=name), timeout
+        )
+        return AsyncSession(self._connection, response.session, owned=False)
+
+    async def sessions(
+        self, model: str | None = None, *, timeout: float | None = None
+    ) -> AsyncIterator[AsyncSession]:
+        """Every session, or those of one model; pages are fetched as they are reached."""
+        request = ListSessionsRequest(model=model)
+        while True:
+            page = await self._connection.unary(
+                self._connection.sessions.ListSessions, request, timeout
+            )
+            for info in page.sessions:
+                yield AsyncSession(self._connection, info, owned=False)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def close(self) -> None:
+        """Ends the connection and every call over it; sessions live on at the server."""
+        await self._connection.channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

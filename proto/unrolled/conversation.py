@@ -1,0 +1,178 @@
+"""One session, many commands, over one bidirectional call."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+from collections.abc import Iterator
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self, Unpack
+
+from unrolled import requests
+from unrolled.connection import AsyncConnection, Connection, deadline
+from unrolled.errors import translated
+from unrolled.requests import CompletionOptions, Prompt
+from unrolled.v1.completion_pb2 import ConverseRequest, ConverseResponse
+
+_ENDED = "the conversation has ended; iterating over it says why"
+
+
+class Conversation:
+    """Sends commands and iterates over the events they cause, each with its command's id.
+
+    `open` comes first. Commands are queued and run in order; every method returns the command's
+    id at once, before anything is sent. A command that fails ends with an event whose `error`
+    is set (`error_from_status` makes an exception of it) and the conversation goes on; when the
+    call itself fails, the iteration raises. A command given after the end raises RuntimeError.
+
+    One thread may iterate while others give commands; `stop` may be called in a signal handler.
+    Leaving `with` gives up what is not answered yet: `close` and iterate to the end to have it.
+    """
+
+    def __init__(self, connection: Connection, timeout: float | None) -> None:
+        self._ids = itertools.count(1)
+        # SimpleQueue.put is reentrant, which a signal handler needs.
+        self._commands: SimpleQueue[ConverseRequest | None] = SimpleQueue()
+        self._closed = False
+        sent: Iterator[ConverseRequest] = iter(self._commands.get, None)
+        self._call = connection.completions.Converse(sent, timeout=deadline(timeout))
+        self._call.add_callback(functools.partial(self._commands.put, None))
+
+    def open(
+        self, model: str | None = None, *, session: str | None = None, seed: int | None = None
+    ) -> str:
+        """A new session of `model`, or the existing `session`; answered by `opened`."""
+        return self._send(requests.open_command(model, session, seed))
+
+    def feed(self, text: Prompt, *, expected_position: int | None = None) -> str:
+        """Tells text and draws nothing; answered by `outcome`."""
+        return self._send(requests.feed_command(text, expected_position))
+
+    def complete(self, prompt: Prompt | None = None, **options: Unpack[CompletionOptions]) -> str:
+        """Answered by `delta` events and an `outcome`."""
+        return self._send(requests.complete_command(prompt, options))
+
+    def score(
+        self, text: Prompt, *, logprobs: int | None = None, expected_position: int | None = None
+    ) -> str:
+        """Tells text, advancing the session; answered by `score` and `outcome`."""
+        return self._send(requests.score_command(text, logprobs, expected_position))
+
+    def stop(self) -> str:
+        """Ends the completion in progress; what was delivered stands."""
+        return self._send(requests.stop_command())
+
+    def close(self) -> None:
+        """No more commands; the events of those given still come."""
+        self._closed = True
+        self._commands.put(None)
+
+    def cancel(self) -> None:
+        """Ends the call at once; a turn in progress leaves no trace."""
+        self._closed = True
+        self._call.cancel()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ConverseResponse:
+        with translated():
+            return next(self._call)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def _send(self, command: ConverseRequest) -> str:
+        if self._closed or not self._call.is_active():
+            raise RuntimeError(_ENDED)
+        command.command_id = str(next(self._ids))
+        self._commands.put(command)
+        return command.command_id
+
+
+class AsyncConversation:
+    """Conversation for asyncio: commands are awaited, events come by `async for`.
+
+    A command is sent when its method returns. Tasks may give commands and iterate side by side.
+    """
+
+    def __init__(self, connection: AsyncConnection, timeout: float | None) -> None:
+        self._ids = itertools.count(1)
+        self._closed = False
+        # gRPC takes one message of a call at a time.
+        self._sending = asyncio.Lock()
+        self._call = connection.completions.Converse(timeout=deadline(timeout))
+
+    async def open(
+        self, model: str | None = None, *, session: str | None = None, seed: int | None = None
+    ) -> str:
+        """A new session of `model`, or the existing `session`; answered by `opened`."""
+        return await self._send(requests.open_command(model, session, seed))
+
+    async def feed(self, text: Prompt, *, expected_position: int | None = None) -> str:
+        """Tells text and draws nothing; answered by `outcome`."""
+        return await self._send(requests.feed_command(text, expected_position))
+
+    async def complete(
+        self, prompt: Prompt | None = None, **options: Unpack[CompletionOptions]
+    ) -> str:
+        """Answered by `delta` events and an `outcome`."""
+        return await self._send(requests.complete_command(prompt, options))
+
+    async def score(
+        self, text: Prompt, *, logprobs: int | None = None, expected_position: int | None = None
+    ) -> str:
+        """Tells text, advancing the session; answered by `score` and `outcome`."""
+        return await self._send(requests.score_command(text, logprobs, expected_position))
+
+    async def stop(self) -> str:
+        """Ends the completion in progress; what was delivered stands."""
+        return await self._send(requests.stop_command())
+
+    async def close(self) -> None:
+        """No more commands; the events of those given still come."""
+        self._closed = True
+        async with self._sending:
+            await self._call.done_writing()
+
+    def cancel(self) -> None:
+        """Ends the call at once; a turn in progress leaves no trace."""
+        self._closed = True
+        self._call.cancel()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ConverseResponse:
+        with translated():
+            return await anext(aiter(self._call))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    async def _send(self, command: ConverseRequest) -> str:
+        command.command_id = str(next(self._ids))
+        async with self._sending:
+            if self._closed or self._call.done():
+                raise RuntimeError(_ENDED)
+            with translated():
+                await self._call.write(command)
+        return command.command_id

@@ -1,0 +1,131 @@
+"""Request messages, built in one place for the synchronous and the asyncio client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypedDict
+
+from google.protobuf.duration_pb2 import Duration
+
+from unrolled.v1.completion_pb2 import CompleteRequest, ConverseRequest, ScoreRequest, TokenIds
+from unrolled.v1.session_pb2 import CreateSessionRequest, ForkSessionRequest
+
+# Text, or token ids of the model's vocabulary.
+Prompt = str | Sequence[int]
+
+
+class CompletionOptions(TypedDict, total=False):
+    """How a completion is drawn. Left out or None: the server's default.
+
+    max_tokens: tokens to draw at most, default 256; 0 only advances the session.
+    temperature: at least 0, default 1; 0 is greedy.
+    top_k: keep the k likeliest tokens; default 0, all.
+    top_p: keep the smallest set of tokens that reaches this probability, in (0, 1]; default 1.
+    min_p: drop tokens less likely than this share of the likeliest, in [0, 1]; default 0.
+    seed: key of the random draws; default the session's, without a session a random one.
+    stop: end before the first of these in the completion; at most 16 of 1 to 256 bytes.
+    logprobs: 0 for those of the drawn tokens, up to 20 for those of the likeliest N too.
+    expected_position: refuse with FailedPrecondition unless the session stands here.
+    """
+
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    expected_position: int | None
+
+
+def complete(
+    prompt: Prompt | None,
+    model: str | None,
+    session: str | None,
+    options: CompletionOptions,
+) -> CompleteRequest:
+    """Raises TypeError for an option there is none of, ValueError for one that does not fit."""
+    unknown = options.keys() - CompletionOptions.__optional_keys__
+    if unknown:
+        raise TypeError(f"unknown options of a completion: {', '.join(sorted(unknown))}")
+    text, tokens = _told(prompt)
+    fields: CompletionOptions = {**options, "stop": _stops(options.get("stop"))}
+    return CompleteRequest(
+        model=model, session=session, prompt=text, prompt_tokens=tokens, **fields
+    )
+
+
+def score(
+    text: Prompt, model: str | None, session: str | None, logprobs: int | None
+) -> ScoreRequest:
+    words, tokens = _told(text)
+    return ScoreRequest(model=model, session=session, text=words, tokens=tokens, logprobs=logprobs)
+
+
+def create_session(
+    model: str, seed: int | None, idle_ttl: float | timedelta | None
+) -> CreateSessionRequest:
+    return CreateSessionRequest(model=model, seed=seed, idle_ttl=_duration(idle_ttl))
+
+
+def fork_session(name: str, seed: int | None) -> ForkSessionRequest:
+    return ForkSessionRequest(name=name, seed=seed)
+
+
+def open_command(model: str | None, session: str | None, seed: int | None) -> ConverseRequest:
+    return ConverseRequest(open=ConverseRequest.Open(model=model, session=session, seed=seed))
+
+
+def feed_command(text: Prompt, expected_position: int | None) -> ConverseRequest:
+    return ConverseRequest(feed=_feed(text, expected_position))
+
+
+def complete_command(prompt: Prompt | None, options: CompletionOptions) -> ConverseRequest:
+    return ConverseRequest(complete=complete(prompt, None, None, options))
+
+
+def score_command(
+    text: Prompt, logprobs: int | None, expected_position: int | None
+) -> ConverseRequest:
+    return ConverseRequest(score=_feed(text, expected_position, logprobs))
+
+
+def stop_command() -> ConverseRequest:
+    return ConverseRequest(stop=ConverseRequest.Stop())
+
+
+def _feed(
+    text: Prompt, expected_position: int | None, logprobs: int | None = None
+) -> ConverseRequest.Feed:
+    words, tokens = _told(text)
+    return ConverseRequest.Feed(
+        text=words, tokens=tokens, logprobs=logprobs, expected_position=expected_position
+    )
+
+
+def _told(told: Prompt | None) -> tuple[str | None, TokenIds | None]:
+    """Text and token ids, one of which is None."""
+    if isinstance(told, bytes | bytearray | memoryview):
+        # Bytes are a sequence of int, and would silently pass for token ids.
+        raise TypeError("told text is a str, or a sequence of token ids; decode bytes first")
+    if told is None or isinstance(told, str):
+        return told, None
+    return None, TokenIds(ids=told)
+
+
+def _stops(stop: str | Sequence[str] | None) -> Sequence[str]:
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else stop
+
+
+def _duration(seconds: float | timedelta | None) -> Duration | None:
+    if seconds is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(
+        seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+    )
+    return duration

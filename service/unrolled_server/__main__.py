@@ -1,0 +1,32 @@
+"""The command `unrolled-server`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from unrolled_server.config import ConfigError, parse_config
+from unrolled_server.logs import set_up_logs
+from unrolled_server.runner import RunnerError
+from unrolled_server.server import BindError, serve
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; returns the exit status."""
+    try:
+        config = parse_config(argv)
+    except ConfigError as error:
+        print(f"unrolled-server: {error}", file=sys.stderr)
+        return 2
+    set_up_logs(config.log_level)
+    try:
+        asyncio.run(serve(config))
+    except (BindError, RunnerError) as error:
+        print(f"unrolled-server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

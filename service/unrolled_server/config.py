@@ -1,0 +1,149 @@
+"""The server's configuration: read once, from flags and the environment, checked here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names it, its value and what is allowed."""
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("a port is 0 to 65535")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError("at least 1")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("at least 0")
+    return value
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text)
+    if match is None:
+        raise ValueError("a time such as 20ms, 30s, 15m, 1h or 7d; a bare number is seconds")
+    unit = {"ms": 0.001, "m": 60, "h": 3600, "d": 86400}.get(match[2] or "s", 1)
+    return float(match[1]) * unit
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise ValueError("there is no such folder")
+    return path
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError("one of " + ", ".join(choices))
+        return text
+
+    return parse
+
+
+def _text(text: str) -> str:
+    return text
+
+
+def _flag(parse: Callable[[str], Any], default: str | None, text: str) -> Any:
+    """A field that is a flag; without a default the flag has to be given."""
+    metadata = {"parse": parse, "help": text}
+    if default is None:
+        return field(metadata=metadata)
+    return field(default_factory=lambda: parse(default), metadata={**metadata, "default": default})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting. Field x_y is the flag --x-y and UNROLLED_X_Y in the environment."""
+
+    models: Path = _flag(  # noqa: RUF009 - a dataclass field without a default
+        _directory, None, "folder of models: MODEL/VERSION/manifest.json"
+    )
+    host: str = _flag(_text, "127.0.0.1", "address to listen on")
+    port: int = _flag(_port, "50051", "gRPC port; 0 takes a free one")
+    metrics_port: int = _flag(_port, "9464", "Prometheus port; 0 takes a free one")
+    device: str = _flag(
+        _one_of("auto", "cpu", "cuda"), "auto", "cpu, cuda, or auto: cuda where it works"
+    )
+    threads: int = _flag(_natural, "0", "threads of one model's run; 0: one per core")
+    max_rows: int = _flag(_count, "256", "turns of one model that advance at once")
+    max_waiting: int = _flag(_natural, "1024", "turns of one model that wait for a row")
+    max_sessions: int = _flag(_count, "100000", "sessions held at most")
+    max_tokens: int = _flag(_count, "65536", "largest max_tokens of a turn")
+    max_prompt_bytes: int = _flag(_count, "1048576", "longest prompt or text")
+    session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
+    flush_tokens: int = _flag(_count, "16", "drawn tokens after which a message leaves")
+    flush_interval: float = _flag(_seconds, "20ms", "time after which a message leaves")
+    write_timeout: float = _flag(_seconds, "30s", "how long a stream may stay unread")
+    log_level: str = _flag(
+        _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
+    )
+
+
+def parse_config(
+    argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ
+) -> Config:
+    """Read the configuration; a flag wins over the environment, that over the default.
+
+    Raises ConfigError; ends the process itself for --help and for flags it does not know.
+    """
+    given = vars(_parser().parse_args(argv))
+    values: dict[str, Any] = {}
+    for setting in fields(Config):
+        flag, variable = _flag_name(setting.name), _variable_name(setting.name)
+        if given[setting.name] is not None:
+            values[setting.name] = _parsed(setting.metadata["parse"], flag, given[setting.name])
+        elif environment.get(variable):
+            parse = setting.metadata["parse"]
+            values[setting.name] = _parsed(parse, variable, environment[variable])
+        elif setting.default_factory is MISSING:
+            raise ConfigError(f"{flag} is needed: {setting.metadata['help']}")
+    return Config(**values)
+
+
+def _parsed(parse: Callable[[str], Any], source: str, text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{source} {text}: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unrolled-server",
+        description="Serve recurrent language models over gRPC, with sessions that carry on.",
+        epilog="Each flag can be set in the environment: --max-rows is UNROLLED_MAX_ROWS.",
+    )
+    for setting in fields(Config):
+        default = setting.metadata.get("default")
+        text = setting.metadata["help"] + (f" (default {default})" if default else "")
+        parser.add_argument(_flag_name(setting.name), metavar="VALUE", help=text)
+    return parser
+
+
+def _flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable_name(name: str) -> str:
+    return "UNROLLED_" + name.upper()

@@ -1,0 +1,180 @@
+"""Converse: one session, many commands, each a turn of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from google.rpc import status_pb2
+from unrolled.v1 import completion_pb2, session_pb2
+
+from unrolled_server.errors import Draining, InvalidField, ServerError
+from unrolled_server.scoring import Scores
+from unrolled_server.sessions import Session
+from unrolled_server.status import status_of
+from unrolled_server.turns import ActiveTurn, Turns
+from unrolled_server.types import TurnRequest
+from unrolled_server.wire import (
+    complete_turn,
+    delta_message,
+    feed_turn,
+    outcome_message,
+    session_message,
+)
+
+Request = completion_pb2.ConverseRequest
+Response = completion_pb2.ConverseResponse
+Send = Callable[[Response], Awaitable[None]]
+
+MAX_QUEUED = 64
+
+
+class Command:
+    """A command received and not ended yet."""
+
+    def __init__(self, message: Request) -> None:
+        self.message = message
+        self.kind = message.WhichOneof("command")
+        self.stopped = False
+        self.turn: ActiveTurn | None = None
+
+    def stop(self) -> None:
+        """End the completion, now or as soon as it begins."""
+        self.stopped = True
+        if self.turn is not None:
+            self.turn.stop()
+
+
+class Conversation:
+    """Carries out the commands of one stream in order; a stop acts as soon as it is read.
+
+    A command that fails ends with an error event, and the stream goes on.
+    """
+
+    def __init__(self, turns: Turns, send: Send) -> None:
+        self._turns = turns
+        self._send = send
+        self._session: Session | None = None
+        self._unfinished: list[Command] = []
+        self._queue: asyncio.Queue[Command | None] = asyncio.Queue(MAX_QUEUED)
+
+    async def run(self, requests: AsyncIterator[Request]) -> None:
+        """Serve the stream until the caller ends it; raises Draining when the server does."""
+        reader = asyncio.create_task(self._read(requests))
+        draining = asyncio.create_task(self._turns.draining.wait())
+        try:
+            while (command := await self._next(draining)) is not None:
+                await self._answer(command)
+                self._unfinished.remove(command)
+            await reader
+        finally:
+            reader.cancel()
+            draining.cancel()
+
+    async def _read(self, requests: AsyncIterator[Request]) -> None:
+        async for message in requests:
+            command = Command(message)
+            if command.kind == "stop":
+                self._stop()
+            else:
+                self._unfinished.append(command)
+                await self._queue.put(command)
+        await self._queue.put(None)
+
+    async def _next(self, draining: asyncio.Task[bool]) -> Command | None:
+        """The next command; a server that drains waits for none."""
+        getting = asyncio.create_task(self._queue.get())
+        try:
+            await asyncio.wait({getting, draining}, return_when=asyncio.FIRST_COMPLETED)
+            if getting.done():
+                return getting.result()
+        finally:
+            getting.cancel()
+        raise Draining
+
+    def _stop(self) -> None:
+        """Stop the first completion that has not ended; without one there is nothing to do."""
+        for command in self._unfinished:
+            if command.kind == "complete" and not command.stopped:
+                command.stop()
+                return
+
+    async def _answer(self, command: Command) -> None:
+        try:
+            await self._carry_out(command)
+        except ServerError as error:
+            await self._event(command, error=status_of(error))
+
+    async def _carry_out(self, command: Command) -> None:
+        message = command.message
+        if command.kind is None:
+            raise InvalidField("command", "a command is needed")
+        if command.kind == "open":
+            await self._open(command)
+            return
+        if self._session is None:
+            raise InvalidField("command", f"open comes before {command.kind}")
+        session = self._session.name
+        if command.kind == "complete":
+            if message.complete.model or message.complete.session:
+                raise InvalidField("complete.session", "model and session stay empty in a stream")
+            message.complete.session = session
+            await self._complete(command, complete_turn(message.complete))
+        elif command.kind == "feed":
+            await self._complete(command, feed_turn(message.feed, session, scores=False))
+        else:
+            await self._score(command, feed_turn(message.score, session, scores=True))
+
+    async def _open(self, command: Command) -> None:
+        opening = command.message.open
+        if self._session is not None:
+            raise InvalidField("open", f"the stream has opened {self._session.name} already")
+        if bool(opening.model) == bool(opening.session):
+            raise InvalidField("open.model", "either a model or a session is needed")
+        seed = opening.seed if opening.HasField("seed") else None
+        if opening.session:
+            if seed is not None:
+                raise InvalidField("open.seed", "an existing session keeps its seed")
+            self._session = self._turns.sessions.get(opening.session)
+        else:
+            model = self._turns.models.model(opening.model)
+            self._session = self._turns.sessions.create(model, seed)
+        await self._event(command, opened=session_message(self._session))
+
+    async def _complete(self, command: Command, request: TurnRequest) -> None:
+        async with self._turns.begin(request) as turn:
+            command.turn = turn
+            if command.stopped:
+                turn.stop()
+            async for delta in turn:
+                await self._event(command, delta=delta_message(delta, turn.model.vocabulary))
+        await self._event(command, outcome=outcome_message(turn.outcome))
+
+    async def _score(self, command: Command, request: TurnRequest) -> None:
+        scores = Scores(command.message.score.HasField("logprobs"))
+        async with self._turns.begin(request) as turn:
+            async for delta in turn:
+                scores.add(delta, turn.model.vocabulary)
+        await self._event(command, score=scores.response(turn.model.label))
+        await self._event(command, outcome=outcome_message(turn.outcome))
+
+    async def _event(
+        self,
+        command: Command,
+        *,
+        opened: session_pb2.Session | None = None,
+        delta: completion_pb2.Delta | None = None,
+        score: completion_pb2.ScoreResponse | None = None,
+        outcome: completion_pb2.Outcome | None = None,
+        error: status_pb2.Status | None = None,
+    ) -> None:
+        await self._send(
+            Response(
+                command_id=command.message.command_id,
+                opened=opened,
+                delta=delta,
+                score=score,
+                outcome=outcome,
+                error=error,
+            )
+        )

@@ -1,0 +1,153 @@
+"""What can go wrong with a request, in terms of the contract.
+
+A ServerError knows its canonical code and the reason that callers can act on; it knows
+nothing of gRPC. One interceptor turns it into a status.
+
+    ServerError
+    +-- InvalidField          a field's value; names the field
+    |   +-- UnknownText       text that the vocabulary lacks
+    +-- ModelNotFound
+    +-- SessionNotFound
+    +-- SessionBusy
+    +-- PositionMismatch
+    +-- NothingToContinue
+    +-- Overloaded            too many turns wait
+    +-- TooManySessions
+    +-- SlowReader
+    +-- Draining
+    +-- NotImplementedYet
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServerError(Exception):
+    """A failure that the caller is told about."""
+
+    code: ClassVar[str]
+    """Name of the canonical gRPC code."""
+    reason: ClassVar[str]
+    """Name of the ErrorReason without its prefix."""
+    retry_after: ClassVar[float | None] = None
+    """Seconds after which another try makes sense; None where none does."""
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidField(ServerError):
+    """The value of `field` is outside what the contract allows."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, problem: str, **metadata: str) -> None:
+        super().__init__(f"{field}: {problem}", field=field, **metadata)
+        self.field = field
+        self.problem = problem
+
+
+class UnknownText(InvalidField):
+    """The text has a part, at `offset` characters, that the vocabulary lacks."""
+
+    reason = "UNKNOWN_TEXT"
+
+    def __init__(self, field: str, offset: int, text: str) -> None:
+        super().__init__(
+            field, f"the model does not know {text!r} at offset {offset}", offset=str(offset)
+        )
+
+
+class ModelNotFound(ServerError):
+    code = "NOT_FOUND"
+    reason = "MODEL_NOT_FOUND"
+
+    def __init__(self, model: str, why: str = "is not served") -> None:
+        super().__init__(f"model {model!r} {why}", model=model)
+
+
+class SessionNotFound(ServerError):
+    code = "NOT_FOUND"
+    reason = "SESSION_NOT_FOUND"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(f"session {session!r} is unknown or has ended", session=session)
+
+
+class SessionBusy(ServerError):
+    code = "ABORTED"
+    reason = "SESSION_BUSY"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(f"session {session!r} has another turn under way", session=session)
+
+
+class PositionMismatch(ServerError):
+    code = "FAILED_PRECONDITION"
+    reason = "POSITION_MISMATCH"
+
+    def __init__(self, session: str, position: int, expected: int) -> None:
+        super().__init__(
+            f"expected_position: the session stands at {position}, not at {expected}",
+            session=session,
+            position=str(position),
+        )
+
+
+class NothingToContinue(ServerError):
+    code = "FAILED_PRECONDITION"
+    reason = "NOTHING_TO_CONTINUE"
+
+    def __init__(self, session: str, model: str) -> None:
+        super().__init__(
+            f"there is nothing to continue from: give a prompt, for {model!r} has no start token",
+            session=session,
+        )
+
+
+class Overloaded(ServerError):
+    code = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+    retry_after = 1.0
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} turns are waiting already", limit=str(limit))
+
+
+class TooManySessions(ServerError):
+    code = "RESOURCE_EXHAUSTED"
+    reason = "TOO_MANY_SESSIONS"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the server holds {limit} sessions, its limit", limit=str(limit))
+
+
+class SlowReader(ServerError):
+    code = "RESOURCE_EXHAUSTED"
+    reason = "SLOW_READER"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the stream was not read for {seconds:g} s")
+
+
+class Draining(ServerError):
+    code = "UNAVAILABLE"
+    reason = "DRAINING"
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down and takes no new turns")
+
+
+class NotImplementedYet(ServerError):
+    """A part of the contract that this release does not act on."""
+
+    code = "UNIMPLEMENTED"
+    reason = "NOT_IMPLEMENTED"
+
+    def __init__(self, field: str) -> None:
+        super().__init__(f"{field}: this release does not act on it", field=field)

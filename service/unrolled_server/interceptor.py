@@ -1,0 +1,115 @@
+"""What every call goes through: domain errors become statuses, and calls are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from grpc_status import rpc_status
+
+from unrolled_server.errors import ServerError
+from unrolled_server.logs import log_event
+from unrolled_server.metrics import RpcMetrics
+from unrolled_server.status import InternalError, status_of
+
+logger = logging.getLogger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method, whatever streams."""
+
+    def __init__(self, metrics: RpcMetrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            self._metrics.started.labels("other").inc()
+            self._metrics.handled.labels("other", "UNIMPLEMENTED").inc()
+            return None
+        method = str(handler_call_details.method).removeprefix("/")
+        return _rebuilt(handler, self._wrapped(method, _behaviour(handler)))
+
+    def _wrapped(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.isasyncgenfunction(behaviour):
+
+            async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+                async with self._observed(method, context):
+                    async for response in behaviour(request, context):
+                        yield response
+
+            return stream
+
+        async def call(request: Any, context: Context) -> Any:
+            async with self._observed(method, context):
+                return await behaviour(request, context)
+
+        return call
+
+    @asynccontextmanager
+    async def _observed(self, method: str, context: Context) -> AsyncIterator[None]:
+        started = time.perf_counter()
+        self._metrics.started.labels(method).inc()
+        code = "OK"
+        try:
+            yield
+        except ServerError as error:
+            code = error.code
+            await _abort(context, error)
+        except asyncio.CancelledError:
+            code = "CANCELLED" if _time_left(context) else "DEADLINE_EXCEEDED"
+            raise
+        except grpc.aio.AbortError:
+            code = "ABORTED"
+            raise
+        except Exception:
+            code = "INTERNAL"
+            logger.exception("call_failed", extra={"fields": {"method": method}})
+            await _abort(context, InternalError())
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.handled.labels(method, code).inc()
+            self._metrics.seconds.labels(method).observe(seconds)
+            log_event(logger, logging.DEBUG, "call", method=method, code=code, seconds=seconds)
+
+
+def _time_left(context: Context) -> bool:
+    left: float | None = context.time_remaining()
+    return left is None or left > 0
+
+
+async def _abort(context: Context, error: ServerError) -> None:
+    # to_status packs the google.rpc.Status into the trailer that clients unpack.
+    status = rpc_status.to_status(status_of(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def _behaviour(handler: Handler) -> Callable[..., Any]:
+    kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+    behaviour: Callable[..., Any] = next(filter(None, (getattr(handler, kind) for kind in kinds)))
+    return behaviour
+
+
+def _rebuilt(handler: Handler, behaviour: Callable[..., Any]) -> Handler:
+    makers = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    make = makers[handler.request_streaming, handler.response_streaming]
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)

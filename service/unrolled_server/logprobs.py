@@ -1,0 +1,39 @@
+"""Log-probabilities on their way from the runs that made them to the deltas that carry them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unrolled_server.types import Floats, Logprobs, Tokens
+
+
+class LogprobTape:
+    """Log-probabilities of one turn's tokens, `top` likeliest beside each, first in first out."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._parts: list[Logprobs] = []
+
+    def record(self, tokens: list[int], logprobs: Floats) -> None:
+        """Append N tokens and the distributions [N, V] that they were taken from."""
+        places = np.arange(len(tokens))
+        top = min(self._top, logprobs.shape[1])
+        # A stable sort of the negated values puts the lower id first where two are equal.
+        order = np.argsort(-logprobs, axis=1, kind="stable")[:, :top] if top else None
+        ids = np.zeros((len(tokens), 0), np.int32) if order is None else order.astype(np.int32)
+        part = Logprobs(logprobs[places, tokens], ids, logprobs[places[:, None], ids])
+        self._parts.append(part)
+
+    def record_first(self) -> None:
+        """Append the token that nothing precedes."""
+        unset = np.full((1, self._top), np.nan, np.float32)
+        ids = np.full((1, self._top), -1, np.int32)
+        self._parts.append(Logprobs(np.array([np.nan], np.float32), ids, unset))
+
+    def take(self, count: int) -> Logprobs:
+        """Remove and return the first `count` tokens' log-probabilities."""
+        chosen = np.concatenate([part.chosen for part in self._parts])
+        ids: Tokens = np.concatenate([part.top_ids for part in self._parts])
+        top = np.concatenate([part.top for part in self._parts])
+        self._parts = [Logprobs(chosen[count:], ids[count:], top[count:])]
+        return Logprobs(chosen[:count], ids[:count], top[:count])

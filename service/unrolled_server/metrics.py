@@ -1,0 +1,147 @@
+"""Every metric of the server, declared once.
+
+Calls are counted as they happen; what engines and sessions know of themselves is read when
+Prometheus asks. No label holds the name of a session or of anything a caller chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from unrolled_server.models import Models
+from unrolled_server.sessions import Sessions
+from unrolled_server.stats import EngineStats, Tally
+
+RPC_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class RpcMetrics:
+    """Calls as the interceptor sees them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.started = Counter(
+            "unrolled_rpc_started", "Calls begun.", ["method"], registry=registry
+        )
+        self.handled = Counter(
+            "unrolled_rpc_handled", "Calls ended.", ["method", "code"], registry=registry
+        )
+        self.seconds = Histogram(
+            "unrolled_rpc_duration_seconds",
+            "Time from the begin of a call to its end.",
+            ["method"],
+            buckets=RPC_SECONDS,
+            registry=registry,
+        )
+
+
+class ServerCollector(Collector):
+    """What the models, their engines and the sessions say of themselves."""
+
+    def __init__(self, models: Models, sessions: Sessions) -> None:
+        self._models = models
+        self._sessions = sessions
+
+    def collect(self) -> Iterator[Metric]:
+        """Metrics as they stand now."""
+        yield self._info()
+        yield from self._of_sessions()
+        stats = [(model.label, model.engine.stats) for model in self._models.ready()]
+        yield from _counters(stats)
+        yield from _rows(stats)
+        yield from _histograms(stats)
+
+    def _info(self) -> Metric:
+        labels = ["model", "cell", "precision", "status", "fingerprint", "device"]
+        family = GaugeMetricFamily(
+            "unrolled_model_info", "Models in the repository.", labels=labels
+        )
+        for facts in self._models.facts():
+            family.add_metric([facts[label] for label in labels], 1)
+        return family
+
+    def _of_sessions(self) -> Iterator[Metric]:
+        held = GaugeMetricFamily("unrolled_sessions", "Sessions held.", labels=["model", "tier"])
+        size = GaugeMetricFamily(
+            "unrolled_session_state_bytes", "Bytes of the states of all sessions.", labels=["model"]
+        )
+        for model in self._models.ready():
+            count = self._sessions.count(model)
+            held.add_metric([model.label, "memory"], count)
+            size.add_metric([model.label], count * model.state_bytes)
+        ended = CounterMetricFamily("unrolled_sessions_ended", "Sessions ended.", labels=["reason"])
+        for reason, number in self._sessions.ended.items():
+            ended.add_metric([reason], number)
+        limit = GaugeMetricFamily(
+            "unrolled_sessions_limit", "Sessions held at most.", self._sessions.limit
+        )
+        yield from (held, size, ended, limit)
+
+
+Stats = list[tuple[str, EngineStats]]
+
+
+def _counters(stats: Stats) -> Iterator[Metric]:
+    for name, text, attribute in (
+        ("prompt_tokens", "Tokens told by prompts and feeds.", "prompt_tokens"),
+        ("generated_tokens", "Tokens drawn and handed out.", "generated_tokens"),
+        ("scored_tokens", "Tokens told by scores.", "scored_tokens"),
+        ("engine_failures", "Runs that failed.", "failures"),
+    ):
+        family = CounterMetricFamily(f"unrolled_{name}", text, labels=["model"])
+        for model, values in stats:
+            family.add_metric([model], getattr(values, attribute))
+        yield family
+
+
+def _rows(stats: Stats) -> Iterator[Metric]:
+    for name, text, attribute in (
+        ("rows_active", "Rows in the batch.", "active"),
+        ("rows_waiting", "Turns that wait for a place in the batch.", "waiting"),
+        ("rows_parked", "Turns that wait for their reader.", "parked"),
+    ):
+        family = GaugeMetricFamily(f"unrolled_{name}", text, labels=["model"])
+        for model, values in stats:
+            family.add_metric([model], getattr(values, attribute))
+        yield family
+
+
+def _histograms(stats: Stats) -> Iterator[Metric]:
+    for name, text, attribute in (
+        ("time_to_first_token_seconds", "From a turn's begin to its first token.", "first_token"),
+        ("inter_token_latency_seconds", "Between tokens as they are handed out.", "inter_token"),
+        ("batch_rows", "Rows of a run.", "batch"),
+    ):
+        tallies = [([model], getattr(values, attribute)) for model, values in stats]
+        yield _histogram(f"unrolled_{name}", text, ["model"], tallies)
+    steps = [([model, part], tally) for model, s in stats for part, tally in s.parts.items()]
+    text = "Parts of an engine's step: the run, the host's work around it, the delivery."
+    yield _histogram("unrolled_step_duration_seconds", text, ["model", "part"], steps)
+
+
+def _histogram(
+    name: str, text: str, labels: list[str], tallies: Iterable[tuple[list[str], Tally]]
+) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for values, tally in tallies:
+        family.add_metric(values, tally.cumulative(), tally.sum)
+    return family
+
+
+def server_registry(models: Models, sessions: Sessions) -> CollectorRegistry:
+    """A registry with everything but the calls, and with what the process uses."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    registry.register(ServerCollector(models, sessions))
+    return registry

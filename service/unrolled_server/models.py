@@ -1,0 +1,103 @@
+"""What is served: every version of every model, with its engine, or why it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from unrolled.v1 import model_pb2
+
+from unrolled_server.engine import Engine
+from unrolled_server.errors import ModelNotFound
+from unrolled_server.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A version of a model that is ready."""
+
+    name: str
+    version: int
+    fingerprint: str
+    state_size: int
+    """Numbers in a session's state."""
+    vocabulary: Vocabulary
+    engine: Engine
+    device: str
+
+    @property
+    def label(self) -> str:
+        """name/version"""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def state_bytes(self) -> int:
+        return 4 * self.state_size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version in the repository: its manifest as callers see it, and the model if ready."""
+
+    manifest: model_pb2.Model
+    model: ServedModel | None
+
+
+class Models:
+    """All entries, in the order of names and versions."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self._entries = sorted(entries, key=lambda e: (e.manifest.name, e.manifest.version))
+
+    def ready(self) -> Iterator[ServedModel]:
+        """The models that take turns."""
+        return (entry.model for entry in self._entries if entry.model is not None)
+
+    def manifests(self) -> list[model_pb2.Model]:
+        """Every entry as callers see it."""
+        return [entry.manifest for entry in self._entries]
+
+    def manifest(self, name: str) -> model_pb2.Model:
+        """The entry for `name` (its latest ready version, else its latest) or `name/version`.
+
+        Raises ModelNotFound.
+        """
+        return self._find(name).manifest
+
+    def model(self, name: str) -> ServedModel:
+        """The ready model for `name` (its latest ready version) or `name/version`.
+
+        Raises ModelNotFound, also where the model failed to load.
+        """
+        entry = self._find(name)
+        if entry.model is None:
+            raise ModelNotFound(name, f"failed to load: {entry.manifest.status_detail}")
+        return entry.model
+
+    def _find(self, name: str) -> Entry:
+        base, _, version = name.partition("/")
+        found = [
+            entry
+            for entry in self._entries
+            if entry.manifest.name == base and version in ("", str(entry.manifest.version))
+        ]
+        if not found or name.endswith("/"):
+            raise ModelNotFound(name)
+        return max(found, key=lambda entry: (entry.model is not None, entry.manifest.version))
+
+    def facts(self) -> Iterator[dict[str, str]]:
+        """What the metrics tell of every entry."""
+        for entry in self._entries:
+            manifest = entry.manifest
+            yield {
+                "model": f"{manifest.name}/{manifest.version}",
+                "cell": model_pb2.Cell.Name(manifest.cell).removeprefix("CELL_").lower(),
+                "precision": _precision(manifest),
+                "status": "failed" if entry.model is None else "ready",
+                "fingerprint": manifest.fingerprint,
+                "device": "" if entry.model is None else entry.model.device,
+            }
+
+
+def _precision(manifest: model_pb2.Model) -> str:
+    return model_pb2.Precision.Name(manifest.precision).removeprefix("PRECISION_").lower()

@@ -1,0 +1,171 @@
+"""Reads the model repository: `MODEL/VERSION/manifest.json` and the files it names."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from google.protobuf import json_format
+from unrolled.fingerprint import fingerprint
+from unrolled.v1 import model_pb2
+
+from unrolled_server.engine import Engine
+from unrolled_server.logs import log_event
+from unrolled_server.models import Entry, Models, ServedModel
+from unrolled_server.runner import Runner, RunnerConfig, RunnerError, StateSpec
+from unrolled_server.scheduler import ROW_STEPS
+from unrolled_server.vocabulary import CharacterVocabulary, Vocabulary
+
+logger = logging.getLogger(__name__)
+
+GRAPH = "engine.onnx"
+GRAPH_REVISION = 1
+"""The revision of the engine's graph that this server runs."""
+
+StartEngine = Callable[[str, Runner, Vocabulary], Engine]
+
+
+class LoadError(Exception):
+    """A model cannot be served; the message names the file or field and says why."""
+
+
+def load_models(
+    repository: Path, rows: int, config: RunnerConfig, start_engine: StartEngine
+) -> Models:
+    """Load every version of every model; one that fails is listed with the reason."""
+    folders = sorted(path for path in repository.iterdir() if _is_model(path))
+    return Models(
+        [
+            _load_entry(folder, version, rows, config, start_engine)
+            for folder in folders
+            for version in _versions(folder)
+        ]
+    )
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _versions(folder: Path) -> Iterator[Path]:
+    found = [path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal()]
+    # A model without any version is listed as well, as version 0 that failed.
+    yield from sorted(found, key=lambda path: int(path.name)) or [folder / "0"]
+
+
+def _load_entry(
+    folder: Path, version: Path, rows: int, config: RunnerConfig, start_engine: StartEngine
+) -> Entry:
+    started = time.perf_counter()
+    manifest = model_pb2.Model()
+    try:
+        manifest = _read_manifest(version)
+        model = _load(version, manifest, rows, config, start_engine)
+    except (LoadError, RunnerError, OSError) as error:
+        manifest.name, manifest.version = folder.name, int(version.name)
+        manifest.status = model_pb2.Model.STATUS_FAILED
+        manifest.status_detail = str(error)
+        label = f"{folder.name}/{version.name}"
+        log_event(logger, logging.ERROR, "model_failed", model=label, reason=str(error))
+        return Entry(manifest, None)
+    manifest.status = model_pb2.Model.STATUS_READY
+    seconds = time.perf_counter() - started
+    log_event(
+        logger,
+        logging.INFO,
+        "model_ready",
+        model=model.label,
+        device=model.device,
+        parameters=manifest.parameters,
+        state_bytes=manifest.state_bytes,
+        fingerprint=manifest.fingerprint[:12],
+        seconds=seconds,
+    )
+    return Entry(manifest, model)
+
+
+def _load(
+    folder: Path,
+    manifest: model_pb2.Model,
+    rows: int,
+    config: RunnerConfig,
+    start_engine: StartEngine,
+) -> ServedModel:
+    _check_manifest(folder, manifest)
+    _check_files(folder, manifest)
+    vocabulary = _vocabulary(manifest.vocabulary)
+    states = tuple(StateSpec(s.input, s.output, s.shape[0]) for s in manifest.states)
+    graph = folder / GRAPH
+    runner = Runner(graph, states, vocabulary.size, rows, ROW_STEPS, config)
+    label = f"{manifest.name}/{manifest.version}"
+    return ServedModel(
+        manifest.name,
+        manifest.version,
+        manifest.fingerprint,
+        runner.state_size,
+        vocabulary,
+        start_engine(label, runner, vocabulary),
+        runner.device,
+    )
+
+
+def _read_manifest(folder: Path) -> model_pb2.Model:
+    path = folder / "manifest.json"
+    try:
+        text = path.read_bytes().decode()
+        # Fields of later releases are no reason to refuse a model.
+        return json_format.Parse(text, model_pb2.Model(), ignore_unknown_fields=True)
+    except FileNotFoundError as error:
+        raise LoadError(f"{path.parent.name}/{path.name}: there is no such file") from error
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise LoadError(f"manifest.json: {error}") from error
+
+
+def _check_manifest(folder: Path, manifest: model_pb2.Model) -> None:
+    place = f"{folder.parent.name}/{folder.name}"
+    if f"{manifest.name}/{manifest.version}" != place:
+        raise LoadError(f"manifest.json: is of {manifest.name}/{manifest.version}, not {place}")
+    if manifest.fingerprint != fingerprint(manifest):
+        raise LoadError("manifest.json: fingerprint does not fit the other fields")
+    if manifest.graph_revision != GRAPH_REVISION:
+        raise LoadError(
+            f"manifest.json: graph_revision {manifest.graph_revision}, "
+            f"this server runs {GRAPH_REVISION}; export the model again"
+        )
+    if any(len(state.shape) != 1 for state in manifest.states):
+        raise LoadError("manifest.json: states: every shape has one dimension")
+
+
+def _check_files(folder: Path, manifest: model_pb2.Model) -> None:
+    if GRAPH not in {file.name for file in manifest.files}:
+        raise LoadError(f"manifest.json: files: {GRAPH} is not listed")
+    for file in manifest.files:
+        path = folder / file.name
+        if path.resolve().parent != folder.resolve():
+            raise LoadError(f"manifest.json: files: {file.name!r} is outside the model's folder")
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise LoadError(f"{file.name}: there is no such file") from error
+        if len(content) != file.bytes:
+            raise LoadError(f"{file.name}: {len(content)} bytes, manifest.json has {file.bytes}")
+        if hashlib.sha256(content).hexdigest() != file.sha256:
+            raise LoadError(f"{file.name}: SHA-256 differs from that in manifest.json")
+
+
+def _vocabulary(message: model_pb2.Vocabulary) -> Vocabulary:
+    kind = model_pb2.Vocabulary.Kind.Name(message.kind)
+    if message.kind != model_pb2.Vocabulary.KIND_CHARACTER:
+        raise LoadError(f"manifest.json: vocabulary.kind: {kind} is not served by this release")
+    try:
+        return CharacterVocabulary(
+            message.tokens,
+            message.start_token if message.HasField("start_token") else None,
+            message.end_tokens,
+            message.unknown_token if message.HasField("unknown_token") else None,
+        )
+    except (TypeError, ValueError) as error:
+        raise LoadError("manifest.json: vocabulary.tokens: not single characters") from error

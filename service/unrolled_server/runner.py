@@ -1,0 +1,229 @@
+"""The engine's graph on onnxruntime: the only module that touches it.
+
+A Runner owns dense arrays with a place for every row; active rows are a prefix of them.
+States are kept twice: a run reads one set and writes the other, so the states before the
+last run are still there when a row turns out to have gone too far.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from unrolled_server.types import Floats, Tokens
+
+MAX_BINDINGS = 128
+
+
+class RunnerError(Exception):
+    """The graph cannot be run; the message says why."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One state tensor: its names in the graph and its width."""
+
+    input: str
+    output: str
+    size: int
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """How graphs are run."""
+
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where a real session runs on it."""
+    threads: int = 0
+    """Threads of one run; 0 lets onnxruntime choose."""
+
+
+class Runner:
+    """One model's graph with room for `rows` rows and runs of up to `row_steps` row-steps."""
+
+    def __init__(
+        self,
+        graph: Path,
+        states: tuple[StateSpec, ...],
+        vocabulary: int,
+        rows: int,
+        row_steps: int,
+        config: RunnerConfig,
+    ) -> None:
+        self._session, self.device = _open_session(graph, config)
+        self._specs = states
+        self._vocabulary = vocabulary
+        self._check_signature()
+        self.state_size = sum(spec.size for spec in states)
+        self._states = tuple(
+            [np.zeros((rows, spec.size), np.float32) for spec in states] for _ in range(2)
+        )
+        self._current = 0
+        row_steps = max(rows, row_steps)
+        self.pending = np.zeros(rows, np.int32)
+        """The token each row feeds first."""
+        self.temperature = np.ones(rows, np.float32)
+        self.top_k = np.zeros(rows, np.int32)
+        self.top_p = np.ones(rows, np.float32)
+        self.min_p = np.zeros(rows, np.float32)
+        self.filtered = np.zeros((), np.bool_)
+        """Whether any row in the run uses top_k, top_p or min_p."""
+        self._told = np.full(row_steps, -1, np.int32)
+        self._uniforms = np.zeros(row_steps, np.float64)
+        self._tokens = np.zeros(row_steps, np.int32)
+        self._logprobs = np.zeros((row_steps, vocabulary), np.float32)
+        self._bindings: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
+
+    def told(self, rows: int, steps: int) -> Tokens:
+        """Where the next run reads the told tokens, -1 to draw: [steps, rows]."""
+        return self._told[: rows * steps].reshape(steps, rows)
+
+    def uniforms(self, rows: int, steps: int) -> NDArray[np.float64]:
+        """Where the next run reads the random numbers: [steps, rows]."""
+        return self._uniforms[: rows * steps].reshape(steps, rows)
+
+    def run(self, rows: int, steps: int) -> tuple[Tokens, Floats]:
+        """Advance the first `rows` rows by `steps` tokens.
+
+        Returns the tokens [steps, rows] and log-probabilities [steps, rows, V], views that
+        are good until the next run. The last token of each row becomes its pending one.
+        """
+        binding = self._binding(rows, steps)
+        self._session.run_with_iobinding(binding)
+        self._current = 1 - self._current
+        tokens = self._tokens[: rows * steps].reshape(steps, rows)
+        self.pending[:rows] = tokens[-1]
+        return tokens, self._logprobs[: rows * steps].reshape(steps, rows, self._vocabulary)
+
+    def load(self, row: int, state: Floats | None) -> None:
+        """Set the state of a row to `state` [S], or to zeros."""
+        start = 0
+        for spec, array in zip(self._specs, self._states[self._current], strict=True):
+            array[row] = 0.0 if state is None else state[start : start + spec.size]
+            start += spec.size
+
+    def save(self, row: int) -> Floats:
+        """A copy of a row's state, [S]."""
+        return np.concatenate([array[row] for array in self._states[self._current]])
+
+    def rewind(self, row: int, pending: int) -> None:
+        """Take a row back to where it stood before the last run."""
+        before, after = self._states[1 - self._current], self._states[self._current]
+        for old, new in zip(before, after, strict=True):
+            new[row] = old[row]
+        self.pending[row] = pending
+
+    def move(self, source: int, target: int) -> None:
+        """Copy everything that a row keeps between runs from one place to another."""
+        for array in (
+            *self._states[self._current],
+            self.pending,
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+        ):
+            array[target] = array[source]
+
+    def _binding(self, rows: int, steps: int) -> onnxruntime.IOBinding:
+        """The arrays bound for a run of this size, made once."""
+        key = (rows, steps, self._current)
+        binding = self._bindings.get(key)
+        if binding is None:
+            if len(self._bindings) >= MAX_BINDINGS:
+                self._bindings.clear()
+            binding = self._bindings[key] = self._bind(rows, steps)
+        return binding
+
+    def _bind(self, rows: int, steps: int) -> onnxruntime.IOBinding:
+        binding = self._session.io_binding()
+        before, after = self._states[self._current], self._states[1 - self._current]
+        inputs: dict[str, NDArray[np.generic]] = {
+            "pending": self.pending[:rows],
+            "told": self.told(rows, steps),
+            "uniforms": self.uniforms(rows, steps),
+            "temperature": self.temperature[:rows],
+            "top_k": self.top_k[:rows],
+            "top_p": self.top_p[:rows],
+            "min_p": self.min_p[:rows],
+            "filtered": self.filtered,
+        }
+        outputs: dict[str, NDArray[np.generic]] = {
+            "tokens": self._tokens[: rows * steps].reshape(steps, rows),
+            "logprobs": self._logprobs[: rows * steps].reshape(steps, rows, self._vocabulary),
+        }
+        for spec, old, new in zip(self._specs, before, after, strict=True):
+            inputs[spec.input] = old[:rows]
+            outputs[spec.output] = new[:rows]
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
+
+    def _check_signature(self) -> None:
+        """Refuse a graph that is not the one the manifest describes."""
+        named = {value.name: value.shape for value in self._session.get_inputs()}
+        for spec in self._specs:
+            shape = named.get(spec.input)
+            if shape is None or shape[1:] != [spec.size]:
+                raise RunnerError(f"input {spec.input} is {shape}, not [B, {spec.size}]")
+        (width,) = [
+            value.shape[-1] for value in self._session.get_outputs() if value.name == "logprobs"
+        ] or [None]
+        if width != self._vocabulary:
+            raise RunnerError(f"logprobs are over {width} tokens, not {self._vocabulary}")
+
+
+def check_device(device: str) -> None:
+    """Raise RunnerError where graphs cannot run on `device` at all."""
+    if device == "cuda" and not _has_cuda():
+        raise RunnerError("--device cuda: no CUDA device, or no onnxruntime that can use it")
+
+
+def _open_session(graph: Path, config: RunnerConfig) -> tuple[onnxruntime.InferenceSession, str]:
+    if config.device in ("auto", "cuda") and _has_cuda():
+        session = _session(graph, config, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+        # A provider that fails to load leaves a session that runs on the CPU.
+        if session.get_providers()[0] == "CUDAExecutionProvider":
+            return session, "cuda"
+    if config.device == "cuda":
+        raise RunnerError("--device cuda: the session does not run on a CUDA device")
+    return _session(graph, config, ["CPUExecutionProvider"]), "cpu"
+
+
+def _session(
+    graph: Path, config: RunnerConfig, providers: list[str]
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = config.threads
+    options.inter_op_num_threads = 1
+    # Threads that spin between runs take cores from gRPC; see ARCHITECTURE.md.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=providers)
+    except Exception as error:
+        # onnxruntime raises types of its own that share no base class but this.
+        raise RunnerError(f"{graph.name}: {str(error).splitlines()[0]}") from error
+
+
+def _has_cuda() -> bool:
+    """Whether a CUDA device answers, asked of the driver before onnxruntime logs errors."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )

@@ -1,0 +1,171 @@
+"""Puts the parts together, and takes them apart again without losing a turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from importlib.metadata import version
+from wsgiref.simple_server import WSGIServer
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+from unrolled.v1 import (
+    completion_pb2,
+    completion_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+
+from unrolled_server.config import Config
+from unrolled_server.engine import Delivery, Engine
+from unrolled_server.interceptor import CallInterceptor
+from unrolled_server.logs import log_event
+from unrolled_server.metrics import RpcMetrics, server_registry
+from unrolled_server.models import Models
+from unrolled_server.repository import load_models
+from unrolled_server.runner import Runner, RunnerConfig, check_device
+from unrolled_server.services import CompletionService, ModelService, SessionService
+from unrolled_server.sessions import Sessions
+from unrolled_server.turns import TurnLimits, Turns
+from unrolled_server.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 16 << 20
+LAST_WRITES_SECONDS = 5.0
+"""What readers get, once no turn is under way, to read what is on its way to them."""
+EXPIRY_SECONDS = 1.0
+SERVICES = tuple(
+    file.DESCRIPTOR.services_by_name[name].full_name
+    for file, name in (
+        (completion_pb2, "CompletionService"),
+        (session_pb2, "SessionService"),
+        (model_pb2, "ModelService"),
+    )
+)
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    # A port that somebody else listens on is an error, not to be shared silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+
+
+class BindError(Exception):
+    """The server cannot listen where it should."""
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is under way.
+
+    Raises RunnerError where the device is not there, BindError where a port is taken.
+    """
+    check_device(config.device)
+    stopping = _stop_signal()
+    models = _load(config)
+    sessions = Sessions(config.max_sessions, config.session_ttl)
+    limits = TurnLimits(
+        config.max_tokens, config.max_prompt_bytes, config.max_rows + config.max_waiting
+    )
+    turns = Turns(models, sessions, limits)
+    registry = server_registry(models, sessions)
+    checks = health.HealthServicer()
+    server = _server(config, turns, registry, checks)
+    port = _bind(server, config.host, config.port)
+    metrics, metrics_port = _serve_metrics(config, registry)
+    await server.start()
+    await _set_health(checks, any(models.ready()))
+    log_event(
+        logger,
+        logging.INFO,
+        "serving",
+        version=version("unrolled"),
+        grpc=f"{config.host}:{port}",
+        metrics=f"http://{config.host}:{metrics_port}/metrics",
+        models=sum(1 for _ in models.ready()),
+    )
+    expiry = asyncio.create_task(_expire(sessions))
+    await stopping.wait()
+    log_event(logger, logging.INFO, "draining")
+    await _set_health(checks, False)
+    await turns.drain()
+    await server.stop(LAST_WRITES_SECONDS)
+    expiry.cancel()
+    for model in models.ready():
+        model.engine.close()
+    metrics.shutdown()
+    log_event(logger, logging.INFO, "stopped")
+
+
+def _load(config: Config) -> Models:
+    delivery = Delivery(config.flush_tokens, config.flush_interval)
+    loop = asyncio.get_running_loop()
+
+    def start_engine(label: str, runner: Runner, vocabulary: Vocabulary) -> Engine:
+        engine = Engine(label, runner, vocabulary, config.max_rows, delivery, loop)
+        engine.start()
+        return engine
+
+    runner_config = RunnerConfig(config.device, config.threads)
+    return load_models(config.models, config.max_rows, runner_config, start_engine)
+
+
+def _server(
+    config: Config, turns: Turns, registry: CollectorRegistry, checks: health.HealthServicer
+) -> grpc.aio.Server:
+    interceptor = CallInterceptor(RpcMetrics(registry))
+    server = grpc.aio.server(interceptors=[interceptor], options=OPTIONS)
+    completions = CompletionService(turns, config.write_timeout)
+    completion_pb2_grpc.add_CompletionServiceServicer_to_server(completions, server)
+    session_pb2_grpc.add_SessionServiceServicer_to_server(
+        SessionService(turns.sessions, turns.models), server
+    )
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(turns.models), server)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection(
+        (*SERVICES, HEALTH_SERVICE, reflection.SERVICE_NAME), server
+    )
+    return server
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise BindError(f"--port {port}: cannot listen on {host}:{port}") from error
+
+
+def _serve_metrics(config: Config, registry: CollectorRegistry) -> tuple[WSGIServer, int]:
+    try:
+        server, _ = start_http_server(config.metrics_port, config.host, registry)
+    except OSError as error:
+        raise BindError(f"--metrics-port {config.metrics_port}: {error.strerror}") from error
+    return server, server.server_port
+
+
+def _stop_signal() -> asyncio.Event:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return stopping
+
+
+async def _set_health(checks: health.HealthServicer, serving: bool) -> None:
+    status = health_pb2.HealthCheckResponse
+    for service in ("", *SERVICES):
+        await checks.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+async def _expire(sessions: Sessions) -> None:
+    while True:
+        await asyncio.sleep(EXPIRY_SECONDS)
+        sessions.expire()

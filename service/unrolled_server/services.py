@@ -1,0 +1,169 @@
+"""The services of the contract: requests in, domain calls, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc.aio
+from google.protobuf import message
+from unrolled.v1 import (
+    completion_pb2,
+    completion_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
+
+from unrolled_server.conversation import Conversation
+from unrolled_server.errors import InvalidField, SlowReader
+from unrolled_server.models import Models
+from unrolled_server.scoring import Scores
+from unrolled_server.sessions import Sessions
+from unrolled_server.turns import Turns
+from unrolled_server.wire import (
+    complete_turn,
+    delta_message,
+    idle_ttl,
+    outcome_message,
+    score_turn,
+    session_message,
+)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+
+class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
+    """Turns, whole or streamed. A stream left unread for `write_timeout` seconds fails."""
+
+    def __init__(self, turns: Turns, write_timeout: float) -> None:
+        self._turns = turns
+        self._write_timeout = write_timeout
+
+    async def Complete(
+        self, request: completion_pb2.CompleteRequest, context: Context
+    ) -> completion_pb2.CompleteResponse:
+        response = completion_pb2.CompleteResponse()
+        texts = []
+        async with self._turns.begin(complete_turn(request)) as turn:
+            async for delta in turn:
+                part = delta_message(delta, turn.model.vocabulary)
+                texts.append(part.text)
+                response.token_ids.extend(part.token_ids)
+                response.logprobs.extend(part.logprobs)
+        response.text = "".join(texts)
+        response.outcome.CopyFrom(outcome_message(turn.outcome))
+        return response
+
+    # grpc.aio takes coroutines that write to the context for streams; the stubs' types do not.
+    async def StreamComplete(  # type: ignore[override]
+        self, request: completion_pb2.CompleteRequest, context: Context
+    ) -> None:
+        event = completion_pb2.CompleteEvent
+        async with self._turns.begin(complete_turn(request)) as turn:
+            async for delta in turn:
+                part = delta_message(delta, turn.model.vocabulary)
+                await self._write(context, event(delta=part))
+        await self._write(context, event(outcome=outcome_message(turn.outcome)))
+
+    async def Converse(  # type: ignore[override]
+        self, requests: AsyncIterator[completion_pb2.ConverseRequest], context: Context
+    ) -> None:
+        async def send(response: completion_pb2.ConverseResponse) -> None:
+            await self._write(context, response)
+
+        await Conversation(self._turns, send).run(requests)
+
+    async def Score(
+        self, request: completion_pb2.ScoreRequest, context: Context
+    ) -> completion_pb2.ScoreResponse:
+        scores = Scores(request.HasField("logprobs"))
+        async with self._turns.begin(score_turn(request)) as turn:
+            async for delta in turn:
+                scores.add(delta, turn.model.vocabulary)
+        return scores.response(turn.model.label)
+
+    async def _write(self, context: Context, response: message.Message) -> None:
+        try:
+            async with asyncio.timeout(self._write_timeout):
+                await context.write(response)
+        except TimeoutError as error:
+            raise SlowReader(self._write_timeout) from error
+
+
+class SessionService(session_pb2_grpc.SessionServiceServicer):
+    """Sessions as resources."""
+
+    def __init__(self, sessions: Sessions, models: Models) -> None:
+        self._sessions = sessions
+        self._models = models
+
+    async def CreateSession(
+        self, request: session_pb2.CreateSessionRequest, context: Context
+    ) -> session_pb2.CreateSessionResponse:
+        model = self._models.model(_needed("model", request.model))
+        seed = request.seed if request.HasField("seed") else None
+        session = self._sessions.create(model, seed, idle_ttl(request))
+        return session_pb2.CreateSessionResponse(session=session_message(session))
+
+    async def GetSession(
+        self, request: session_pb2.GetSessionRequest, context: Context
+    ) -> session_pb2.GetSessionResponse:
+        session = self._sessions.get(_needed("name", request.name))
+        return session_pb2.GetSessionResponse(session=session_message(session))
+
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Context
+    ) -> session_pb2.ListSessionsResponse:
+        if not 0 <= request.page_size <= MAX_PAGE:
+            raise InvalidField("page_size", f"{request.page_size} is not in [1, {MAX_PAGE}]")
+        if request.model:
+            self._models.manifest(request.model)
+        size = request.page_size or DEFAULT_PAGE
+        page = self._sessions.page(request.model, size + 1, request.page_token)
+        return session_pb2.ListSessionsResponse(
+            sessions=map(session_message, page[:size]),
+            next_page_token=page[size - 1].name if len(page) > size else "",
+        )
+
+    async def ForkSession(
+        self, request: session_pb2.ForkSessionRequest, context: Context
+    ) -> session_pb2.ForkSessionResponse:
+        seed = request.seed if request.HasField("seed") else None
+        session = self._sessions.fork(_needed("name", request.name), seed)
+        return session_pb2.ForkSessionResponse(session=session_message(session))
+
+    async def DeleteSession(
+        self, request: session_pb2.DeleteSessionRequest, context: Context
+    ) -> session_pb2.DeleteSessionResponse:
+        self._sessions.delete(_needed("name", request.name))
+        return session_pb2.DeleteSessionResponse()
+
+
+class ModelService(model_pb2_grpc.ModelServiceServicer):
+    """What is served, and what failed to load."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def ListModels(
+        self, request: model_pb2.ListModelsRequest, context: Context
+    ) -> model_pb2.ListModelsResponse:
+        return model_pb2.ListModelsResponse(models=self._models.manifests())
+
+    async def GetModel(
+        self, request: model_pb2.GetModelRequest, context: Context
+    ) -> model_pb2.GetModelResponse:
+        manifest = self._models.manifest(_needed("name", request.name))
+        return model_pb2.GetModelResponse(model=manifest)
+
+
+def _needed(field: str, value: str) -> str:
+    if not value:
+        raise InvalidField(field, "must not be empty")
+    return value

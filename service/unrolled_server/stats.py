@@ -1,0 +1,50 @@
+"""What an engine counts: written by its thread, read by the metrics endpoint."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+
+LATENCY = (
+    20e-6, 50e-6, 100e-6, 200e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 20e-3, 50e-3,
+    0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
+)  # fmt: skip
+"""Bounds in seconds: a small model's step takes tens of microseconds."""
+
+BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Tally:
+    """A histogram that takes many equal observations at once."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count `value` `count` times."""
+        self._counts[bisect_left(self.bounds, value)] += count
+        self.sum += value * count
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Pairs of upper bound and observations up to it, +Inf last, as Prometheus has them."""
+        names = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
+        return list(zip(names, map(float, accumulate(self._counts)), strict=True))
+
+
+class EngineStats:
+    """Counters of one engine."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.scored_tokens = 0
+        self.active = 0
+        self.waiting = 0
+        self.parked = 0
+        self.failures = 0
+        self.first_token = Tally(LATENCY)
+        self.inter_token = Tally(LATENCY)
+        self.batch = Tally(BATCH)
+        self.parts = {part: Tally(LATENCY) for part in ("run", "host", "delivery")}

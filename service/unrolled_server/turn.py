@@ -1,0 +1,66 @@
+"""A turn: the one object that the asyncio front and an engine thread share.
+
+The front makes it, the engine advances it and never touches `inbox`; messages come back in
+batches through the event loop. Flags are set by one side and read by the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from unrolled_server.types import Checkpoint, Delta, Ending, Sampling, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the engine is to do: tell `told`, then draw `max_tokens`."""
+
+    start: Checkpoint
+    told: Tokens
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...]
+    logprobs: int | None
+    """Of drawn tokens, or of told ones where the task scores (never None then)."""
+    scores: bool
+    keeps_partial: bool
+    """Whether another turn may complete a character that this one leaves unfinished."""
+
+
+class Turn:
+    """One turn under way."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.created = time.perf_counter()
+        self.cancelled = False
+        """Set by the front: nobody waits for this turn any more."""
+        self.stopping = False
+        """Set by the front: draw no more, end with what there is."""
+        self.taken = 0
+        """Tokens that the front has taken out of the inbox."""
+        self.parked = False
+        """Set by the engine while the turn waits for its reader."""
+        self._inbox: deque[Delta | Ending | Exception] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def receive(self, message: Delta | Ending | Exception) -> None:
+        """Called in the event loop for every message of the engine."""
+        self._inbox.append(message)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self) -> Delta | Ending:
+        """The next message; raises what the engine failed with."""
+        while not self._inbox:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = self._inbox.popleft()
+        if isinstance(message, Exception):
+            raise message
+        if isinstance(message, Delta):
+            self.taken += len(message.token_ids)
+        return message

@@ -1,0 +1,231 @@
+"""Turns from a request to its outcome: resolve, hold, submit, hand out, commit.
+
+Everything here runs in the event loop's thread, so a turn's commit and its cancellation
+never overlap: a turn left before the commit leaves no trace, and after it, it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from unrolled_server.errors import (
+    Draining,
+    InvalidField,
+    NothingToContinue,
+    Overloaded,
+    PositionMismatch,
+    SessionNotFound,
+    UnknownText,
+)
+from unrolled_server.models import Models, ServedModel
+from unrolled_server.sessions import Session, Sessions
+from unrolled_server.turn import Task, Turn
+from unrolled_server.types import (
+    Checkpoint,
+    Delta,
+    Ending,
+    Outcome,
+    Sampling,
+    Tokens,
+    TurnRequest,
+)
+from unrolled_server.vocabulary import UnknownSymbol
+
+FRESH = Checkpoint(None, None, 0)
+
+
+@dataclass(frozen=True)
+class TurnLimits:
+    """What one turn, and all turns together, may ask for."""
+
+    max_tokens: int
+    max_prompt_bytes: int
+    turns_per_model: int
+    """Turns of one model that are under way or wait."""
+
+
+class ActiveTurn:
+    """A turn under way: iterate over its deltas, then read `outcome`.
+
+    An asynchronous context manager; leaving it early cancels the turn without a trace.
+    """
+
+    def __init__(
+        self, turns: Turns, model: ServedModel, session: Session | None, task: Task
+    ) -> None:
+        self.model = model
+        self._turns = turns
+        self._session = session
+        self._turn = Turn(task)
+        self._outcome: Outcome | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the turn ended; there once the deltas are through."""
+        if self._outcome is None:
+            raise RuntimeError("the turn has not ended")
+        return self._outcome
+
+    def stop(self) -> None:
+        """Draw no more; the turn ends with what was drawn."""
+        self._turn.stopping = True
+        self.model.engine.nudge()
+
+    async def __aenter__(self) -> ActiveTurn:
+        if self._session is not None:
+            self._turns.sessions.hold(self._session, self._end_with_session)
+        self._turns.count(self.model, 1)
+        self.model.engine.submit(self._turn)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._turns.count(self.model, -1)
+        if self._session is not None:
+            self._turns.sessions.release(self._session)
+        if self._outcome is None:
+            self._turn.cancelled = True
+            self.model.engine.nudge()
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        while True:
+            message = await self._turn.next()
+            if isinstance(message, Ending):
+                self._commit(message)
+                return
+            if self._turn.parked:
+                self.model.engine.nudge()
+            yield message
+
+    def _commit(self, ending: Ending) -> None:
+        task = self._turn.task
+        name = ""
+        if self._session is not None:
+            self._turns.sessions.commit(self._session, ending.checkpoint)
+            name = self._session.name
+        self._outcome = Outcome(ending, name, self.model.label, task.sampling.seed)
+
+    def _end_with_session(self) -> None:
+        """The session is deleted while its turn is under way."""
+        if self._session is not None:
+            self._turn.receive(SessionNotFound(self._session.name))
+
+
+class Turns:
+    """Begins turns and knows how many are under way."""
+
+    def __init__(self, models: Models, sessions: Sessions, limits: TurnLimits) -> None:
+        self.models = models
+        self.sessions = sessions
+        self._limits = limits
+        self._under_way: Counter[ServedModel] = Counter()
+        self.draining = asyncio.Event()
+        """Set once no more turns are taken."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def drain(self) -> None:
+        """Take no more turns; returns once none is under way."""
+        self.draining.set()
+        await self._idle.wait()
+
+    def count(self, model: ServedModel, change: int) -> None:
+        """A turn has begun (1) or ended (-1)."""
+        self._under_way[model] += change
+        if self._under_way.total():
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def begin(self, request: TurnRequest) -> ActiveTurn:
+        """Make a turn of a request; it starts when its context is entered.
+
+        Raises ServerError where the request cannot be served; nothing has changed then.
+        """
+        if self.draining.is_set():
+            raise Draining
+        model, session = self._resolve(request)
+        if self._under_way[model] >= self._limits.turns_per_model:
+            raise Overloaded(self._limits.turns_per_model)
+        start = FRESH if session is None else self.sessions.checkpoint(session)
+        task = self._task(request, model, session, start)
+        return ActiveTurn(self, model, None if request.reads_only else session, task)
+
+    def _resolve(self, request: TurnRequest) -> tuple[ServedModel, Session | None]:
+        if not request.session:
+            if not request.model:
+                raise InvalidField("model", "a model or a session is needed")
+            return self.models.model(request.model), None
+        session = self.sessions.get(request.session)
+        model = session.model
+        if request.model not in ("", model.name, model.label):
+            raise InvalidField("model", f"the session is of {model.label}, not {request.model}")
+        expected = request.expected_position
+        if expected is not None and expected != session.position:
+            raise PositionMismatch(session.name, session.position, expected)
+        return model, session
+
+    def _task(
+        self, request: TurnRequest, model: ServedModel, session: Session | None, start: Checkpoint
+    ) -> Task:
+        if request.max_tokens > self._limits.max_tokens:
+            raise InvalidField(
+                "max_tokens", f"{request.max_tokens} is over the limit {self._limits.max_tokens}"
+            )
+        told = self._told(request, model)
+        nothing = start.pending is None and not len(told)
+        if nothing and request.max_tokens and model.vocabulary.start_token is None:
+            raise NothingToContinue(request.session, model.label)
+        return Task(
+            start=start,
+            told=told,
+            max_tokens=request.max_tokens,
+            sampling=self._sampling(request, session),
+            stop=request.stop,
+            logprobs=request.logprobs,
+            scores=request.scores,
+            keeps_partial=session is not None and not request.reads_only,
+        )
+
+    def _sampling(self, request: TurnRequest, session: Session | None) -> Sampling:
+        seed = request.seed
+        if seed is None:
+            seed = secrets.randbits(64) if session is None else session.seed
+        return Sampling(seed, request.temperature, request.top_k, request.top_p, request.min_p)
+
+    def _told(self, request: TurnRequest, model: ServedModel) -> Tokens:
+        tell, field = request.tell, request.field
+        if tell is None:
+            return np.zeros(0, np.int32)
+        limit = self._limits.max_prompt_bytes
+        if isinstance(tell, str):
+            size = len(tell.encode(errors="surrogatepass"))
+            if size > limit:
+                raise InvalidField(field, f"{size} bytes are over the limit {limit}")
+            return self._encoded(tell, field, model)
+        if len(tell) > limit:
+            raise InvalidField(field, f"{len(tell)} tokens are over the limit {limit}")
+        size = model.vocabulary.size
+        outside = np.flatnonzero((tell < 0) | (tell >= size))
+        if len(outside):
+            place = int(outside[0])
+            raise InvalidField(f"{field}.ids", f"{tell[place]} at {place} is not in [0, {size})")
+        return tell
+
+    @staticmethod
+    def _encoded(text: str, field: str, model: ServedModel) -> Tokens:
+        try:
+            return model.vocabulary.encode(text)
+        except UnknownSymbol as error:
+            raise UnknownText(field, error.offset, error.text) from error

@@ -1,0 +1,118 @@
+"""What travels between the parts of the server: no behaviour, no generated messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+class FinishReason(Enum):
+    """Why a turn ended; names are those of the contract."""
+
+    LENGTH = "LENGTH"
+    STOP = "STOP"
+    END = "END"
+    STOPPED = "STOPPED"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; ranges and meaning as in CompleteRequest."""
+
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def filters(self) -> bool:
+        """Whether tokens are dropped before the draw."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRequest:
+    """What a caller asks of one turn, checked but for what only the model can tell."""
+
+    model: str
+    session: str
+    tell: str | Tokens | None
+    """Text or tokens told before anything is drawn."""
+    field: str
+    """The request's field that `tell` came from, for errors."""
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    expected_position: int | None = None
+    scores: bool = False
+    """Log-probabilities are of the told tokens rather than of the drawn ones."""
+    reads_only: bool = False
+    """The session is read and neither held nor advanced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a sequence stands: everything that the next turn starts from."""
+
+    state: Floats | None
+    """All state tensors end to end, [S]; None is the zero state."""
+    pending: int | None
+    """The newest token, not fed yet; None where there is none."""
+    position: int
+    """Tokens so far, the pending one included, a start token not."""
+    partial: bytes = b""
+    """The beginning of a character whose remaining bytes are yet to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of N tokens, in nats, and the M likeliest at each place."""
+
+    chosen: Floats
+    """[N]; NaN for a token that nothing precedes."""
+    top_ids: Tokens
+    """[N, M], likeliest first."""
+    top: Floats
+    """[N, M]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What came since the last one."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: Logprobs | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of a turn as the engine sees it, before anything is committed."""
+
+    reason: FinishReason
+    matched_stop: str
+    told: int
+    drawn: int
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of a turn as the caller hears of it, after the commit."""
+
+    ending: Ending
+    session: str
+    model: str
+    seed: int

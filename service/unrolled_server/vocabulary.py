@@ -1,0 +1,84 @@
+"""Text to tokens and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unrolled_server.types import Tokens
+
+
+class UnknownSymbol(Exception):
+    """A part of a text that the vocabulary lacks."""
+
+    def __init__(self, offset: int, text: str) -> None:
+        super().__init__(f"{text!r} at offset {offset}")
+        self.offset = offset
+        """In characters (code points)."""
+        self.text = text
+
+
+class Vocabulary(Protocol):
+    """The tokens of a model."""
+
+    size: int
+    start_token: int | None
+    end_tokens: frozenset[int]
+    whole_characters: bool
+    """Whether every token's bytes are valid UTF-8 by themselves."""
+
+    def encode(self, text: str) -> Tokens:
+        """Token ids of `text`; raises UnknownSymbol."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens that are whole characters."""
+
+    def token(self, index: int) -> bytes:
+        """Bytes of one token."""
+
+
+class CharacterVocabulary:
+    """A token per character; an unknown one becomes the unknown token, where there is one."""
+
+    def __init__(
+        self,
+        characters: Sequence[bytes],
+        start_token: int | None,
+        end_tokens: Sequence[int],
+        unknown_token: int | None,
+    ) -> None:
+        self.size = len(characters)
+        self.start_token = start_token
+        self.end_tokens = frozenset(end_tokens)
+        self.whole_characters = True
+        self._bytes = tuple(characters)
+        self._characters = tuple(character.decode() for character in characters)
+        self._unknown = unknown_token
+        points = np.array([ord(character) for character in self._characters], np.uint32)
+        self._ids = np.argsort(points).astype(np.int32)
+        self._points = points[self._ids]
+
+    def encode(self, text: str) -> Tokens:
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        places = np.searchsorted(self._points, points)
+        places[places == len(self._points)] = 0
+        unknown = self._points[places] != points
+        ids = self._ids[places]
+        if unknown.any():
+            self._replace(ids, unknown, text)
+        return ids
+
+    def _replace(self, ids: Tokens, unknown: NDArray[np.bool_], text: str) -> None:
+        if self._unknown is None:
+            offset = int(unknown.argmax())
+            raise UnknownSymbol(offset, text[offset])
+        ids[unknown] = self._unknown
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(map(self._characters.__getitem__, tokens))
+
+    def token(self, index: int) -> bytes:
+        return self._bytes[index]

@@ -1,0 +1,237 @@
+"""Messages of the contract to domain objects and back, with every range checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from google.protobuf import duration_pb2, timestamp_pb2
+from unrolled.v1 import completion_pb2, session_pb2
+
+from unrolled_server.errors import InvalidField, NotImplementedYet
+from unrolled_server.sessions import Session
+from unrolled_server.types import Delta, Logprobs, Outcome, Tokens, TurnRequest
+from unrolled_server.vocabulary import Vocabulary
+
+DEFAULT_MAX_TOKENS = 256
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
+MAX_TTL_SECONDS = 3650 * 86400
+
+
+def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
+    """The turn that a CompleteRequest asks for. Raises InvalidField, NotImplementedYet."""
+    _refuse_request_id(message.request_id)
+    field = message.WhichOneof("input")
+    tell: str | Tokens | None = None
+    if field == "prompt":
+        tell = message.prompt
+    elif field == "prompt_tokens":
+        tell = _tokens(message.prompt_tokens)
+    return TurnRequest(
+        model=message.model,
+        session=message.session,
+        tell=tell,
+        field=field or "prompt",
+        max_tokens=_at_least("max_tokens", _optional(message, "max_tokens", DEFAULT_MAX_TOKENS)),
+        temperature=_temperature(message),
+        top_k=_at_least("top_k", message.top_k),
+        top_p=_share("top_p", _optional(message, "top_p", 1.0), zero_allowed=False),
+        min_p=_share("min_p", message.min_p, zero_allowed=True),
+        seed=message.seed if message.HasField("seed") else None,
+        stop=_stops(message.stop),
+        logprobs=_logprobs(message),
+        expected_position=_expected_position(message),
+    )
+
+
+def score_turn(message: completion_pb2.ScoreRequest) -> TurnRequest:
+    """The turn, which changes nothing, that a ScoreRequest asks for. Raises InvalidField."""
+    field = message.WhichOneof("input")
+    if field is None:
+        raise InvalidField("text", "text or tokens are needed")
+    return TurnRequest(
+        model=message.model,
+        session=message.session,
+        tell=message.text if field == "text" else _tokens(message.tokens),
+        field=field,
+        max_tokens=0,
+        logprobs=_logprobs(message) or 0,
+        scores=True,
+        reads_only=True,
+    )
+
+
+def feed_turn(
+    message: completion_pb2.ConverseRequest.Feed, session: str, scores: bool
+) -> TurnRequest:
+    """The turn of a feed or score command. Raises InvalidField, NotImplementedYet."""
+    _refuse_request_id(message.request_id)
+    if message.HasField("logprobs") and not scores:
+        raise NotImplementedYet("feed.logprobs")
+    field = message.WhichOneof("input")
+    if field is None:
+        raise InvalidField("text", "text or tokens are needed")
+    return TurnRequest(
+        model="",
+        session=session,
+        tell=message.text if field == "text" else _tokens(message.tokens),
+        field=field,
+        max_tokens=0,
+        logprobs=(_logprobs(message) or 0) if scores else None,
+        expected_position=_expected_position(message),
+        scores=scores,
+    )
+
+
+def delta_message(delta: Delta, vocabulary: Vocabulary) -> completion_pb2.Delta:
+    """A delta as it is sent."""
+    return completion_pb2.Delta(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=()
+        if delta.logprobs is None
+        else logprob_messages(delta.token_ids, delta.logprobs, vocabulary),
+    )
+
+
+def logprob_messages(
+    tokens: list[int], logprobs: Logprobs, vocabulary: Vocabulary
+) -> Iterable[completion_pb2.TokenLogprob]:
+    """Log-probabilities of `tokens` as they are sent."""
+    rows = zip(
+        tokens,
+        logprobs.chosen.tolist(),
+        logprobs.top_ids.tolist(),
+        logprobs.top.tolist(),
+        strict=True,
+    )
+    for token, logprob, top_ids, top in rows:
+        yield completion_pb2.TokenLogprob(
+            token_id=token,
+            token=vocabulary.token(token),
+            logprob=None if math.isnan(logprob) else logprob,
+            top=[
+                completion_pb2.TokenLogprob.Alternative(
+                    token_id=other, token=vocabulary.token(other), logprob=value
+                )
+                for other, value in zip(top_ids, top, strict=True)
+                if other >= 0
+            ],
+        )
+
+
+def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
+    """An outcome as it is sent."""
+    ending = outcome.ending
+    return completion_pb2.Outcome(
+        finish_reason=f"FINISH_REASON_{ending.reason.value}",
+        matched_stop=ending.matched_stop,
+        position=ending.checkpoint.position,
+        usage=completion_pb2.Usage(prompt_tokens=ending.told, completion_tokens=ending.drawn),
+        session=outcome.session,
+        model=outcome.model,
+        seed=outcome.seed,
+        durability=completion_pb2.DURABILITY_MEMORY
+        if outcome.session
+        else completion_pb2.DURABILITY_UNSPECIFIED,
+    )
+
+
+def session_message(session: Session) -> session_pb2.Session:
+    """A session as callers see it."""
+    expires = session.expires
+    return session_pb2.Session(
+        name=session.name,
+        model=session.model.label,
+        fingerprint=session.model.fingerprint,
+        position=session.position,
+        seed=session.seed,
+        state_bytes=session.model.state_bytes,
+        create_time=_timestamp(session.created),
+        use_time=_timestamp(session.used),
+        expire_time=None if expires is None else _timestamp(expires),
+    )
+
+
+def idle_ttl(message: session_pb2.CreateSessionRequest) -> float | None:
+    """Seconds of idle time after which the session ends; None: the server's default."""
+    if not message.HasField("idle_ttl"):
+        return None
+    seconds = _seconds(message.idle_ttl)
+    if not 0 < seconds <= MAX_TTL_SECONDS:
+        raise InvalidField("idle_ttl", f"{seconds:g} s is not in (0, {MAX_TTL_SECONDS}] s")
+    return seconds
+
+
+def _seconds(duration: duration_pb2.Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
+    whole, part = divmod(seconds, 1.0)
+    return timestamp_pb2.Timestamp(seconds=int(whole), nanos=int(part * 1e9))
+
+
+def _tokens(message: completion_pb2.TokenIds) -> Tokens:
+    return np.fromiter(message.ids, np.int32, len(message.ids))
+
+
+def _refuse_request_id(request_id: str) -> None:
+    if request_id:
+        raise NotImplementedYet("request_id")
+
+
+def _optional(message: completion_pb2.CompleteRequest, field: str, default: float) -> float:
+    value: float = getattr(message, field) if message.HasField(field) else default
+    return value
+
+
+def _temperature(message: completion_pb2.CompleteRequest) -> float:
+    value = _optional(message, "temperature", 1.0)
+    if not (math.isfinite(value) and value >= 0):
+        raise InvalidField("temperature", f"{value:g} is not a finite number of at least 0")
+    return value
+
+
+def _at_least(field: str, value: float) -> int:
+    if value < 0:
+        raise InvalidField(field, f"{value} is less than 0")
+    return int(value)
+
+
+def _share(field: str, value: float, zero_allowed: bool) -> float:
+    if not (0 < value <= 1 or (zero_allowed and value == 0)):
+        raise InvalidField(field, f"{value:g} is not in {'[' if zero_allowed else '('}0, 1]")
+    return value
+
+
+def _stops(stops: Iterable[str]) -> tuple[str, ...]:
+    found = tuple(stops)
+    if len(found) > MAX_STOPS:
+        raise InvalidField("stop", f"{len(found)} strings are over the limit {MAX_STOPS}")
+    for place, stop in enumerate(found):
+        if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
+            problem = f"{len(stop.encode())} bytes are not in [1, {MAX_STOP_BYTES}]"
+            raise InvalidField(f"stop[{place}]", problem)
+    return found
+
+
+def _logprobs(
+    message: completion_pb2.CompleteRequest
+    | completion_pb2.ScoreRequest
+    | completion_pb2.ConverseRequest.Feed,
+) -> int | None:
+    if not message.HasField("logprobs"):
+        return None
+    if not 0 <= message.logprobs <= MAX_LOGPROBS:
+        raise InvalidField("logprobs", f"{message.logprobs} is not in [0, {MAX_LOGPROBS}]")
+    return message.logprobs
+
+
+def _expected_position(
+    message: completion_pb2.CompleteRequest | completion_pb2.ConverseRequest.Feed,
+) -> int | None:
+    return message.expected_position if message.HasField("expected_position") else None
