@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
+# One pip at a time, also under -j.
+.NOTPARALLEL:
 .SECONDEXPANSION:
 .DEFAULT_GOAL := help
 
@@ -18,7 +20,7 @@ EXPORTER := $(shell find export/unrolled_export -name '*.py' -not -path '*/train
 PROTOS := $(patsubst proto/%,%,$(wildcard proto/unrolled/v1/*.proto))
 SERVICES := $(patsubst proto/%,%,$(shell grep --files-with-matches '^service ' proto/unrolled/v1/*.proto))
 
-.PHONY: help serve test bench stubs format clean
+.PHONY: help serve test bench stubs fresh-stubs format clean
 .PHONY: lint lint-style lint-format lint-types lint-imports lint-contract check-stubs
 
 help: ## Show this
@@ -27,11 +29,11 @@ help: ## Show this
 
 # --- Running -----------------------------------------------------------------------------------
 
+# `exec`: a signal to the server reaches it without a shell in between.
 serve: .venv/.serve $(MODELS) ## Export the bundled models and serve them on 127.0.0.1:50051
-	@echo 'Once the server says it is ready, from another terminal:'
+	@echo 'Once event=serving names the addresses, from another terminal (with other ports, --server HOST:PORT):'
 	@echo '    .venv/bin/unrolled complete --model shakespeare-lstm "ROMEO:"'
 	@echo '    .venv/bin/unrolled chat --model shakespeare-lstm'
-	@echo 'gRPC on 127.0.0.1:50051, metrics on http://127.0.0.1:9464/metrics, unless ARGS says otherwise.'
 	@exec unrolled-server --models .models --host 127.0.0.1 --port 50051 --metrics-port 9464 $(ARGS)
 
 # `convert` always writes a new version, so the old one goes first; the manifest is written last.
@@ -43,7 +45,7 @@ test: .venv/.test .venv/.prometheus ## Run all tests
 	pytest $(ARGS)
 
 bench: .venv/.test $(MODELS) ## Measure, print ratios, write JSON to .bench/
-	python -m benchmarks --models .models --output .bench $(ARGS)
+	PYTHONPATH=tests python -m bench --models .models --output .bench $(ARGS)
 
 # --- Checking ----------------------------------------------------------------------------------
 
@@ -74,21 +76,19 @@ format: .venv/.test ## Format and sort the code
 
 PROTOC = .venv-stubs/bin/python -m grpc_tools.protoc -I proto -I .venv-stubs/protos \
 	--plugin=.venv-stubs/bin/protoc-gen-mypy_grpc
+FRESH := .venv-stubs/fresh
 
-# $(call generate,FOLDER): error.proto has no service, and so no _pb2_grpc files.
-define generate
-	$(PROTOC) --python_out=$(1) --pyi_out=$(1) $(PROTOS)
-	$(PROTOC) --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(SERVICES)
-endef
-
-stubs: .venv-stubs/.ready ## Regenerate proto/unrolled/v1/*_pb2*
-	rm -f proto/unrolled/v1/*_pb2*
-	$(call generate,proto)
-
-check-stubs: FRESH = .venv-stubs/fresh
-check-stubs: .venv-stubs/.ready ## Fail if the checked-in stubs are not what the contract gives
+# error.proto has no service, and so no _pb2_grpc files.
+fresh-stubs: .venv-stubs/.ready
 	rm -rf $(FRESH) && mkdir $(FRESH)
-	$(call generate,$(FRESH))
+	$(PROTOC) --python_out=$(FRESH) --pyi_out=$(FRESH) $(PROTOS)
+	$(PROTOC) --grpc_python_out=$(FRESH) --mypy_grpc_out=quiet:$(FRESH) $(SERVICES)
+
+stubs: fresh-stubs ## Regenerate proto/unrolled/v1/*_pb2*
+	rm -f proto/unrolled/v1/*_pb2*
+	cp $(FRESH)/unrolled/v1/* proto/unrolled/v1/
+
+check-stubs: fresh-stubs ## Fail if the checked-in stubs are not what the contract gives
 	diff --brief --recursive --exclude='*.proto' --exclude=__init__.py --exclude=__pycache__ \
 		$(FRESH)/unrolled/v1 proto/unrolled/v1 || { echo 'stale stubs: run make stubs' >&2; exit 1; }
 

@@ -22,7 +22,7 @@ from unrolled_export.vocabulary import Vocabulary, make_vocabulary, read_vocabul
 def convert(arguments: argparse.Namespace) -> int:
     """Convert as the parsed command line says; returns the exit status."""
     path, repository = Path(arguments.checkpoint), Repository(Path(arguments.output))
-    name = check_name(arguments.name or path.resolve().with_suffix("").name)
+    name = check_name(arguments.name or _own_name(path))
     checkpoint = read_checkpoint(path, Settings(arguments.set))
     vocabulary = _vocabulary(checkpoint, arguments)
     network = checkpoint.network
@@ -38,6 +38,10 @@ def convert(arguments: argparse.Namespace) -> int:
     folder = repository.add(name, version, files, triton_config(name, network))
     print(_report(model, checkpoint, folder))
     return 0
+
+
+def _own_name(path: Path) -> str:
+    return path.stem if path.is_file() else path.resolve().name
 
 
 def _vocabulary(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Vocabulary:
@@ -62,23 +66,26 @@ def _vocabulary(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Vocabu
 
 def _source(checkpoint: Checkpoint) -> str:
     """Where the weights come from, in one line without paths."""
-    files = [
-        f"{file.name} (SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()})"
-        for file in checkpoint.files
-    ]
+    files = [f"{file.name} (SHA-256 {_sha256(file)})" for file in checkpoint.files]
     return f"{', '.join(files)}: {checkpoint.reading}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _report(model: model_pb2.Model, checkpoint: Checkpoint, folder: Path) -> str:
     """What was found, what it was checked against and what was written."""
-    hidden = ", ".join(str(layer.hidden_size) for layer in model.layers)
+    units = ", ".join(str(layer.hidden_size) for layer in model.layers)
     size = sum(file.bytes for file in model.files)
     files = ", ".join(file.name for file in model.files)
     return "\n".join(
         (
             f"found    {checkpoint.reading}",
-            f"         {model.parameters:,} parameters; {len(model.layers)} layers of {hidden}; "
-            f"{model.vocabulary.size} tokens; {model.state_bytes:,} bytes of state a session",
+            f"         {model.parameters:,} parameters; layers of {units} units; "
+            f"{model.state_bytes:,} bytes of state a session",
+            f"         {_tokens(model.vocabulary)}",
             f"checked  {model.parity.steps:,} tokens against {model.parity.reference}: "
             f"log-probabilities within {model.parity.max_abs_logprob_error:.1e} nats "
             f"({model.parity.tolerance:.0e} allowed), greedy choices the same",
@@ -86,3 +93,10 @@ def _report(model: model_pb2.Model, checkpoint: Checkpoint, folder: Path) -> str
             f"         fingerprint {model.fingerprint}",
         )
     )
+
+
+def _tokens(vocabulary: model_pb2.Vocabulary) -> str:
+    tokens = [token.decode() for token in vocabulary.tokens]
+    start = repr(tokens[vocabulary.start_token]) if vocabulary.HasField("start_token") else "none"
+    end = ", ".join(repr(tokens[index]) for index in vocabulary.end_tokens) or "none"
+    return f"{vocabulary.size} tokens; start token {start}; end tokens {end}"

@@ -22,8 +22,9 @@ from unrolled_export.errors import GraphError
 from unrolled_export.graph_builder import GraphBuilder
 from unrolled_export.network import Cell, Floats, Layer, Network
 
-LARGEST_FILE = 2**31 - 2**20
-"""Bytes of weights that fit in one ONNX file: protobuf ends at 2 GiB."""
+LARGEST_FILE = 2**31 - 2**26
+"""Bytes of weights that fit in one ONNX file: protobuf ends at 2 GiB, and the engine's graph may
+add a table to the weights."""
 
 _OPERATORS = {Cell.RNN_TANH: "RNN", Cell.RNN_RELU: "RNN", Cell.GRU: "GRU", Cell.LSTM: "LSTM"}
 _GATE_ORDERS = {
@@ -50,7 +51,7 @@ def portable_graph(network: Network) -> onnx.ModelProto:
     _check_size(network)
     graph = GraphBuilder("portable")
     sequence = _input_sequence(graph, network)
-    for index, layer in enumerate(network.layers):
+    for index in range(len(network.layers)):
         sequence = _recurrent_layer(graph, network, index, sequence)
     batch_first = graph.node("Transpose", [sequence], perm=[1, 0, 2])
     product = graph.node("MatMul", [batch_first, graph.array(network.head_weight.T)])
@@ -118,7 +119,7 @@ def _inputs(network: Network) -> Iterator[onnx.ValueInfoProto]:
 
 
 def _outputs(network: Network) -> Iterator[onnx.ValueInfoProto]:
-    shape = ["B", "T", network.vocabulary_size]
+    shape: list[str | int | None] = ["B", "T", network.vocabulary_size]
     yield helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
     for state in network.states:
         yield helper.make_tensor_value_info(state.output, TensorProto.FLOAT, ["B", state.size])

@@ -16,7 +16,7 @@ from unrolled_export.reference import Reference
 def torch_reference(network: Network) -> Reference:
     """The network as nn.Embedding, nn.RNN, nn.GRU or nn.LSTM, and nn.Linear."""
     modules = [_recurrent(network.cell, layer) for layer in network.layers]
-    head = nn.utils.skip_init(nn.Linear, *reversed(network.head_weight.shape))
+    head = nn.Linear(*reversed(network.head_weight.shape))
     head.load_state_dict(_tensors({"weight": network.head_weight, "bias": network.head_bias}))
 
     def logprobs(tokens: NDArray[Any]) -> Floats:
@@ -37,15 +37,15 @@ def _embedded(network: Network, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _recurrent(cell: Cell, layer: Layer) -> nn.RNNBase:
-    kinds: dict[Cell, tuple[type[nn.RNNBase], dict[str, str]]] = {
-        Cell.RNN_TANH: (nn.RNN, {"nonlinearity": "tanh"}),
-        Cell.RNN_RELU: (nn.RNN, {"nonlinearity": "relu"}),
-        Cell.GRU: (nn.GRU, {}),
-        Cell.LSTM: (nn.LSTM, {}),
-    }
-    kind, options = kinds[cell]
     sizes = (layer.input_size, layer.hidden_size)
-    module = nn.utils.skip_init(kind, *sizes, batch_first=True, **options)
+    module: nn.RNNBase
+    if cell is Cell.LSTM:
+        module = nn.LSTM(*sizes, batch_first=True)
+    elif cell is Cell.GRU:
+        module = nn.GRU(*sizes, batch_first=True)
+    else:
+        nonlinearity = cell.removeprefix("rnn_")
+        module = nn.RNN(*sizes, batch_first=True, nonlinearity=nonlinearity)
     arrays = {f"{name}_l0": getattr(layer, name) for name in Layer.__dataclass_fields__}
     module.load_state_dict(_tensors(arrays))
     return module

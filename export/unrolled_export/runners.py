@@ -72,7 +72,7 @@ class EngineRunner:
     def _run(self, pending: Tokens, told: Tokens, states: States) -> dict[str, NDArray[Any]]:
         """One run of told [K, B], drawing greedily where a step is not told."""
         rows = len(pending)
-        sampling = {
+        sampling: dict[str, NDArray[Any]] = {
             "uniforms": np.zeros(told.shape, np.float64),
             "temperature": np.zeros(rows, np.float32),
             "top_k": np.zeros(rows, np.int32),
@@ -93,4 +93,5 @@ def _log_softmax(logits: Floats) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):
         shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
         total = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-        return (shifted - total).astype(np.float32)
+        result: Floats = (shifted - total).astype(np.float32)
+    return result

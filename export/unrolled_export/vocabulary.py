@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unrolled_export.errors import VocabularyError
 
+_ID = re.compile(r"[0-9]{1,9}")
 _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
 
 
@@ -61,7 +63,7 @@ def _lines(text: str) -> tuple[str, ...]:
 def _json_tokens(text: str, path: Path) -> tuple[str, ...]:
     try:
         value = json.loads(text, object_pairs_hook=_Pairs)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise VocabularyError(f"{path}: not JSON ({error})") from error
     if isinstance(value, _Pairs):
         return _ordered(value, path)
@@ -96,8 +98,8 @@ def _ordered(pairs: _Pairs, path: Path) -> tuple[str, ...]:
 
 def _as_id(number: object) -> int | None:
     """The whole number that a JSON value or key is, None where it is none."""
-    if isinstance(number, str) and number.isascii() and number.isdigit():
-        return int(number)
+    if isinstance(number, str):
+        return int(number) if _ID.fullmatch(number) else None
     return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 

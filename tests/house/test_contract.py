@@ -60,9 +60,7 @@ def test_ours_keeps_everything_of_the_normative_contract(tmp_path: Path) -> None
         ("model.proto", "string weights_sha256 = 16;", ""),
     ],
 )
-def test_an_incompatible_change_is_seen(
-    tmp_path: Path, file: str, before: str, after: str
-) -> None:
+def test_an_incompatible_change_is_seen(tmp_path: Path, file: str, before: str, after: str) -> None:
     current = image(OURS, tmp_path / "current")
     changed = tmp_path / "protos"
     shutil.copytree(OURS, changed)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,28 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
-def pins(name: str) -> dict[str, Requirement]:
-    lines = (ROOT / "requirements" / name).read_text().splitlines()
+def pins(*names: str) -> dict[str, Requirement]:
+    lines = [line for name in names for line in (REQUIREMENTS / name).read_text().splitlines()]
     parsed = [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
     return {canonicalize_name(requirement.name): requirement for requirement in parsed}
 
 
+def needed(distribution: str) -> set[str]:
+    """Names that an installed distribution requires on this machine, without its extras."""
+    wanted = [Requirement(line) for line in requires(distribution) or []]
+    applicable = [w for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
+    return {canonicalize_name(requirement.name) for requirement in applicable}
+
+
 @pytest.mark.parametrize("name", ["serve.txt", "test.txt", "stubs.txt"])
 def test_every_requirement_is_one_exact_version(name: str) -> None:
-    inexact = [str(pin) for pin in pins(name).values() if not re.match("==[^*,]+$", str(pin.specifier))]
-    assert inexact == []
+    exact = re.compile(r"==[^*,]+$")
+    assert [str(pin) for pin in pins(name).values() if not exact.match(str(pin.specifier))] == []
 
 
 @pytest.mark.parametrize(
@@ -35,6 +44,15 @@ def test_what_the_project_needs_is_pinned_within_its_bounds(declared: str) -> No
     wanted = Requirement(declared)
     (version,) = pins("serve.txt")[canonicalize_name(wanted.name)].specifier
     assert wanted.specifier.contains(version.version)
+
+
+@pytest.mark.parametrize("names", [["serve.txt"], ["serve.txt", "test.txt"]])
+def test_what_a_pinned_package_needs_is_pinned_too(names: list[str]) -> None:
+    pinned = pins(*names)
+    here = [name for name, pin in pinned.items() if pin.marker is None or pin.marker.evaluate()]
+    assert {
+        name: needed(name) - pinned.keys() for name in here if needed(name) - pinned.keys()
+    } == {}
 
 
 def test_serving_installs_no_torch() -> None:

@@ -126,7 +126,7 @@ def _check_unambiguous(tensors: Tensors, readings: list[Roles]) -> None:
 
 
 def _nothing_fits(tensors: Tensors, inputs: int, hidden: int) -> str:
-    found = ", ".join(tensors.shown(name) for name in tensors.left) or "nothing"
+    found = ", ".join(tensors.shown(name) for name in sorted(tensors.left)) or "nothing"
     return (
         f"no embedding [V, {inputs}] and head [V, {hidden}], nor a head "
         f"[{inputs}, {hidden}] for one-hot input, beside the recurrent layers: found {found}"

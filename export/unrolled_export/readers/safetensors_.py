@@ -46,8 +46,6 @@ def _array(file: Any, path: Path, name: str) -> NDArray[Any]:
     try:
         return np.asarray(file.get_tensor(name))
     except (TypeError, AttributeError) as error:
-        # How safetensors 0.4 to 0.8 reports bfloat16 and narrower.
+        # How safetensors reports a type that NumPy lacks.
         kind = file.get_slice(name).get_dtype()
-        raise CheckpointError(
-            path, f"{name} holds {kind}, not float32, float16 or float64: save it as float32"
-        ) from error
+        raise CheckpointError(path, f"{name} holds {kind}: save it as float32") from error

@@ -16,9 +16,9 @@ from unrolled_export.readers.roles import Roles, find_roles
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.tensors import Tensors
 
-_RECURRENT = re.compile(r"(.*?)(?:weight|bias)_(?:ih|hh)_l(\d+)")
-_REVERSE = re.compile(r".*_l\d+_reverse")
-_PROJECTION = re.compile(r".*weight_hr_l\d+")
+_RECURRENT = re.compile(r"(.*?)(?:weight|bias)_(?:ih|hh)_l([0-9]{1,3})")
+_REVERSE = re.compile(r".*_l[0-9]+_reverse")
+_PROJECTION = re.compile(r".*weight_hr_l[0-9]+")
 _CELLS = {3: Cell.GRU, 4: Cell.LSTM}
 
 
@@ -35,14 +35,14 @@ def read_state_dict(
     cell = _cell(tensors, module, settings, cell)
     layers = _layers(tensors, module, count, cell)
     roles = find_roles(tensors, layers[0].input_size, layers[-1].hidden_size, settings)
-    head_weight = tensors.take(roles.head)
     embedding = None if roles.embedding is None else tensors.take(roles.embedding)
+    head_weight = tensors.take(roles.head)
     head_bias = _head_bias(tensors, roles, len(head_weight))
-    is_repeated = embedding is not None and roles.embedding != roles.head
-    is_tied = is_repeated and np.array_equal(head_weight, embedding)
+    is_tied = roles.embedding is not None and tensors.same(roles.embedding, roles.head)
     reading = _reading(module, roles, cell, is_tied)
     tensors.check_all_taken(reading)
-    parameters = tensors.numbers_taken - (head_weight.size if is_tied else 0)
+    repeated = head_weight.size if is_tied and roles.matrices == 2 else 0
+    parameters = tensors.numbers_taken - repeated
     return Network(cell, embedding, layers, head_weight, head_bias, parameters), reading
 
 
@@ -81,7 +81,7 @@ def _cell(tensors: Tensors, module: str, settings: Settings, said: Cell | None) 
     if gates not in (1, 3, 4):
         raise tensors.error(
             f"{tensors.shown(weight_ih)} and {tensors.shown(weight_hh)} are not those of a "
-            "recurrent layer: its rows are 1, 3 or 4 times its units"
+            "recurrent layer, whose rows are 1, 3 or 4 times its units"
         )
     if said is None:
         return _CELLS.get(gates) or _plain_cell(tensors, weight_ih, settings)
@@ -118,10 +118,8 @@ def _layer(tensors: Tensors, module: str, index: int, cell: Cell, below: int | N
     inputs = tensors.matrix_shape(weight_ih)[1] if below is None else below
     rows = cell.gates * hidden
     _check_shape(tensors, weight_hh, (rows, hidden), f"{cell.gates} gates of {hidden} units")
-    beside = tensors.shown(weight_hh) + (
-        f" and {below} units in layer {index - 1}" if below else ""
-    )
-    _check_shape(tensors, weight_ih, (rows, inputs), beside)
+    above = f" above {below} units" if below else ""
+    _check_shape(tensors, weight_ih, (rows, inputs), tensors.shown(weight_hh) + above)
     biases = [f"{module}bias_{side}_l{index}" for side in ("ih", "hh")]
     given = any(bias in tensors for bias in biases)
     return Layer(
@@ -156,6 +154,6 @@ def _reading(module: str, roles: Roles, cell: Cell, is_tied: bool) -> str:
     recurrent = f"{cell} {module}*"
     embedding = f"embedding {roles.embedding}" if roles.embedding else "one-hot input"
     head = f"head {roles.head}" + (f" and {roles.head_bias}" if roles.head_bias else ", no bias")
-    if is_tied or roles.head == roles.embedding:
+    if is_tied:
         head += ", tied to the embedding"
     return f"{embedding}, {recurrent}, {head}"

@@ -17,7 +17,11 @@ class Tensors:
     """Arrays by name; remembers which have been taken."""
 
     def __init__(self, file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Raises CheckpointError where a name would garble the messages that quote it."""
         self.file = file
+        for name in arrays:
+            if not name.isprintable():
+                raise self.error(f"a tensor is called {name!r}, which is not printable")
         self._arrays = dict(arrays)
         self._taken: set[str] = set()
 
@@ -63,8 +67,8 @@ class Tensors:
         if 0 in self.shape(name):
             raise self.error(f"{self.shown(name)} is empty")
         array = self._arrays[name]
-        if array.dtype not in (np.float16, np.float32, np.float64):
-            raise self.error(f"{name} holds {array.dtype}, not float32, float16 or float64")
+        if array.dtype.name not in ("float32", "float16", "bfloat16", "float64"):
+            raise self.error(f"{name} holds {array.dtype}, where weights are float32 or the like")
         # A float64 beyond float32's range becomes infinite, and is refused as such below.
         with np.errstate(over="ignore"):
             floats = np.ascontiguousarray(array, dtype=np.float32)

@@ -55,7 +55,7 @@ def _damaged_record(path: Path) -> str | None:
 def _array(path: Path, name: str, value: object) -> NDArray[Any]:
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
         kind = type(value).__name__
-        raise CheckpointError(path, _refusal(f"entry {name} of this one is a {kind}"))
+        raise CheckpointError(path, _refusal(f"entry {name!r} of this one is a {kind}"))
     tensor = value.detach()
     # NumPy has no bfloat16, nor narrower.
     array: NDArray[Any] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()

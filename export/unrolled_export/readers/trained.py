@@ -48,7 +48,7 @@ class _Description:
         self._file = file
         try:
             fields = json.loads(file.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(file, f"not JSON ({error})") from error
         if not isinstance(fields, dict):
             raise CheckpointError(file, "not a JSON object")
@@ -58,7 +58,7 @@ class _Description:
 
     def cell(self) -> Cell:
         try:
-            return Cell(self._fields.get("cell"))
+            return Cell(str(self._fields.get("cell")))
         except ValueError as error:
             raise self._wrong("cell", f"one of {', '.join(Cell)}") from error
 

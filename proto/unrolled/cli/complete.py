@@ -44,7 +44,9 @@ def add_to(
         help="log-probabilities of the drawn tokens and the N likeliest, on standard error",
     )
     parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
-    parser.add_argument("--json", action="store_true", help="print each event as a line of JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print each event as a line of JSON, in protobuf's form"
+    )
 
 
 def run(client: Client, arguments: argparse.Namespace) -> None:

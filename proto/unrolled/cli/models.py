@@ -25,7 +25,9 @@ def add_to(
         "models", parents=[shared], allow_abbrev=False, help="list what is served"
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--json", action="store_true", help="print each model as a line of JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="print each model as a line of JSON, in protobuf's form"
+    )
 
 
 def run(client: Client, arguments: argparse.Namespace) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
+from datetime import timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -84,15 +84,15 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print each session as a line of JSON",
+        help="print each session as a line of JSON, in protobuf's form",
     )
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not math.isfinite(seconds):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
-    return seconds
+def _seconds(text: str) -> timedelta:
+    try:
+        return timedelta(seconds=float(text))
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
 
 
 def _list(client: Client, arguments: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ def table(
     )
 
 
-def logprob_table(tokens: Iterable[TokenLogprob]) -> str:
+def logprob_table(tokens: Sequence[TokenLogprob]) -> str:
     """One line for each token: its log-probability in nats, and the likeliest where asked for."""
     rows = [
         (
@@ -35,7 +35,8 @@ def logprob_table(tokens: Iterable[TokenLogprob]) -> str:
         )
         for token in tokens
     ]
-    return table(("TOKEN", "LOGPROB", "LIKELIEST"), rows, right=(1,))
+    likeliest = "LIKELIEST" if any(token.top for token in tokens) else ""
+    return table(("TOKEN", "LOGPROB", likeliest), rows, right=(1,))
 
 
 def quoted(token: bytes) -> str:

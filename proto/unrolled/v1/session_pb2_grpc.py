@@ -88,22 +88,23 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListSessions(self, request, context):
-        """Describes the caller's sessions, a page at a time.
+        """Describes the caller's sessions in the order of their names, a page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Makes a second session that stands where the first one does. Takes the same time for a long
-        past as for a short one, and leaves the parent as it was.
+        """Makes a second session that stands where the first one did after its last committed turn. Takes
+        the same time for a long past as for a short one, and leaves the parent as it was.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Ends a session and frees what it holds. Its name is not used again.
+        """Ends a session, and a turn that it has under way, and frees what it holds. Its name is not used
+        again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

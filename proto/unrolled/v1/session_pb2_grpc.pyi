@@ -39,21 +39,23 @@ class SessionServiceStub:
         unrolled.v1.session_pb2.ListSessionsRequest,
         unrolled.v1.session_pb2.ListSessionsResponse,
     ]
-    """Describes the caller's sessions, a page at a time."""
+    """Describes the caller's sessions in the order of their names, a page at a time."""
 
     ForkSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.ForkSessionRequest,
         unrolled.v1.session_pb2.ForkSessionResponse,
     ]
-    """Makes a second session that stands where the first one does. Takes the same time for a long
-    past as for a short one, and leaves the parent as it was.
+    """Makes a second session that stands where the first one did after its last committed turn. Takes
+    the same time for a long past as for a short one, and leaves the parent as it was.
     """
 
     DeleteSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.DeleteSessionRequest,
         unrolled.v1.session_pb2.DeleteSessionResponse,
     ]
-    """Ends a session and frees what it holds. Its name is not used again."""
+    """Ends a session, and a turn that it has under way, and frees what it holds. Its name is not used
+    again.
+    """
 
 class SessionServiceAsyncStub:
     """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
@@ -76,21 +78,23 @@ class SessionServiceAsyncStub:
         unrolled.v1.session_pb2.ListSessionsRequest,
         unrolled.v1.session_pb2.ListSessionsResponse,
     ]
-    """Describes the caller's sessions, a page at a time."""
+    """Describes the caller's sessions in the order of their names, a page at a time."""
 
     ForkSession: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.ForkSessionRequest,
         unrolled.v1.session_pb2.ForkSessionResponse,
     ]
-    """Makes a second session that stands where the first one does. Takes the same time for a long
-    past as for a short one, and leaves the parent as it was.
+    """Makes a second session that stands where the first one did after its last committed turn. Takes
+    the same time for a long past as for a short one, and leaves the parent as it was.
     """
 
     DeleteSession: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.DeleteSessionRequest,
         unrolled.v1.session_pb2.DeleteSessionResponse,
     ]
-    """Ends a session and frees what it holds. Its name is not used again."""
+    """Ends a session, and a turn that it has under way, and frees what it holds. Its name is not used
+    again.
+    """
 
 class SessionServiceServicer(metaclass=abc.ABCMeta):
     """Keeps sessions: the recurrent state left by the turns so far, under a name that later turns can
@@ -119,7 +123,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.session_pb2.ListSessionsRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.session_pb2.ListSessionsResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ListSessionsResponse]]:
-        """Describes the caller's sessions, a page at a time."""
+        """Describes the caller's sessions in the order of their names, a page at a time."""
 
     @abc.abstractmethod
     def ForkSession(
@@ -127,8 +131,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.session_pb2.ForkSessionRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.session_pb2.ForkSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ForkSessionResponse]]:
-        """Makes a second session that stands where the first one does. Takes the same time for a long
-        past as for a short one, and leaves the parent as it was.
+        """Makes a second session that stands where the first one did after its last committed turn. Takes
+        the same time for a long past as for a short one, and leaves the parent as it was.
         """
 
     @abc.abstractmethod
@@ -137,6 +141,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.session_pb2.DeleteSessionRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.session_pb2.DeleteSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.DeleteSessionResponse]]:
-        """Ends a session and frees what it holds. Its name is not used again."""
+        """Ends a session, and a turn that it has under way, and frees what it holds. Its name is not used
+        again.
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

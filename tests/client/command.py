@@ -1,0 +1,117 @@
+"""The command line as a process: `python -m unrolled`."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+# A shell's background jobs ignore Ctrl-C, and a test run may be one: the command must not.
+_LAUNCH = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+if os.isatty(0):
+    import fcntl, termios
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "unrolled", *sys.argv[1:]])
+"""
+PATIENCE = 60.0
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """UTF-8 and no server but the one that a test names."""
+    kept = {name: value for name, value in os.environ.items() if name != "UNROLLED_SERVER"}
+    return {**kept, "PYTHONUTF8": "1", "TERM": "dumb", "COLUMNS": "200", **changes}
+
+
+def run(
+    *arguments: str, told: bytes = b"", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end with `told` on standard input."""
+    done = subprocess.run(
+        [sys.executable, "-m", "unrolled", *arguments],
+        input=told,
+        capture_output=True,
+        env=env or environment(),
+        timeout=PATIENCE,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command under way, with pipes for its three streams."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _LAUNCH, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+        self._master = master
+        self._process = process
+        self._unread = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def expect(self, text: str) -> str:
+        """Waits for a text and returns what came before it."""
+        while text not in self._unread:
+            self._unread += self._read()
+        before, _, self._unread = self._unread.partition(text)
+        return before
+
+    def rest(self) -> str:
+        """Everything until the command ends."""
+        while more := self._read():
+            self._unread += more
+        return self._unread
+
+    def status(self) -> int:
+        return self._process.wait(PATIENCE)
+
+    def _read(self) -> str:
+        ready, _, _ = select.select([self._master], [], [], PATIENCE)
+        if not ready:
+            raise TimeoutError(f"nothing comes after {self._unread!r}")
+        try:
+            return os.read(self._master, 4096).decode().replace("\r\n", "\n")
+        except OSError:
+            # What Linux says once the other end is closed.
+            return ""
+
+
+@contextmanager
+def terminal(*arguments: str) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", _LAUNCH, *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment(),
+        start_new_session=True,
+    ) as process:
+        os.close(slave)
+        try:
+            yield Terminal(master, process)
+        finally:
+            process.kill()
+            os.close(master)

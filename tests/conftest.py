@@ -1,0 +1,29 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.models import RECIPES, Repository, build, export
+from support.server import RunningServer, running_server
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """The models of `support.models.RECIPES`. Not to be changed by tests."""
+    torch.set_num_threads(1)
+    work, path = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("models")
+    models = {}
+    for recipe in RECIPES:
+        models[recipe.name] = build(recipe)
+        export(models[recipe.name], recipe, work, path)
+    return Repository(path, models, {recipe.name: recipe for recipe in RECIPES})
+
+
+@pytest.fixture(scope="session")
+def server(repository: Repository) -> Iterator[RunningServer]:
+    """One server for all tests that leave no trace but sessions."""
+    with running_server(repository.path) as running:
+        yield running

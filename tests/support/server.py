@@ -1,0 +1,75 @@
+"""A real server process on free ports."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_SECONDS = 60.0
+
+
+@dataclass
+class RunningServer:
+    """A server that has said it is ready."""
+
+    process: subprocess.Popen[str]
+    address: str
+    """HOST:PORT of gRPC."""
+    metrics_url: str
+    log: list[str] = field(default_factory=list)
+    """What it has logged until it was ready."""
+
+    def terminate(self) -> tuple[int, str]:
+        """Send SIGTERM; returns the exit status and what was logged since it was ready."""
+        self.process.terminate()
+        _, log = self.process.communicate(timeout=START_SECONDS)
+        return self.process.returncode, log
+
+
+@contextmanager
+def running_server(
+    models: Path, *flags: str, environment: dict[str, str] | None = None
+) -> Iterator[RunningServer]:
+    """Start `unrolled-server` on the models of a repository; killed on exit if it still runs."""
+    command = [sys.executable, "-m", "unrolled_server", "--models", str(models)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--metrics-port", "0", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    try:
+        yield _wait_until_ready(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _wait_until_ready(process: subprocess.Popen[str]) -> RunningServer:
+    if process.stderr is None:
+        raise RuntimeError("the server's log is not a pipe")
+    log = []
+    deadline = time.monotonic() + START_SECONDS
+    while select.select([process.stderr], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        line = process.stderr.readline()
+        log.append(line)
+        if not line:
+            raise RuntimeError(f"the server ended with {process.wait()}: {''.join(log)}")
+        if "event=serving" in line:
+            return RunningServer(process, _value(line, "grpc"), _value(line, "metrics"), log)
+    raise RuntimeError(f"the server was not ready in {START_SECONDS} s: {''.join(log)}")
+
+
+def _value(line: str, key: str) -> str:
+    match = re.search(rf"\b{key}=(\S+)", line)
+    if match is None:
+        raise RuntimeError(f"no {key} in {line!r}")
+    return match[1]
