@@ -58,6 +58,10 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument(
         "--sample-every", type=int, default=0, help="updates between samples; 0: an epoch"
     )
+    train.add_argument(
+        "--start-token", metavar="TOKEN", help="noted for convert, as are end tokens"
+    )
+    train.add_argument("--end-token", action="append", default=[], metavar="TOKEN")
     train.add_argument("--threads", type=int, default=0, help="0: torch's choice")
     train.add_argument("--seed", type=int, default=1)
     train.add_argument("--resume", action="store_true", help="go on after the last full epoch")

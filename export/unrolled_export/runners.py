@@ -37,37 +37,42 @@ def zero_states(network: Network, rows: int) -> States:
     return {state.input: np.zeros((rows, state.size), np.float32) for state in network.states}
 
 
-class PortableRunner:
+class _GraphRunner:
+    """What both graphs have in common: the states."""
+
+    name = ""
+
+    def __init__(self, network: Network, content: bytes) -> None:
+        self._outputs = {state.input: state.output for state in network.states}
+        self._graph = Graph(self.name, content)
+
+    def _next_states(self, outputs: dict[str, NDArray[Any]]) -> States:
+        return {name: outputs[next_name] for name, next_name in self._outputs.items()}
+
+
+class PortableRunner(_GraphRunner):
     """`model.onnx`."""
 
     name = "model.onnx"
 
-    def __init__(self, network: Network, content: bytes) -> None:
-        self._network = network
-        self._graph = Graph(self.name, content)
-
     def advance(self, window: Tokens, states: States) -> tuple[Floats, States]:
         outputs = self._graph.run({"tokens": window[:, :-1], **states})
-        return _log_softmax(outputs["logits"]), _next_states(self._network, outputs)
+        return _log_softmax(outputs["logits"]), self._next_states(outputs)
 
 
-class EngineRunner:
+class EngineRunner(_GraphRunner):
     """`engine.onnx`."""
 
     name = "engine.onnx"
 
-    def __init__(self, network: Network, content: bytes) -> None:
-        self._network = network
-        self._graph = Graph(self.name, content)
-
     def advance(self, window: Tokens, states: States) -> tuple[Floats, States]:
         outputs = self._run(window[:, 0], window[:, 1:].T, states)
-        return outputs["logprobs"].swapaxes(0, 1), _next_states(self._network, outputs)
+        return outputs["logprobs"].swapaxes(0, 1), self._next_states(outputs)
 
     def draw(self, pending: Tokens, steps: int, states: States) -> tuple[Tokens, States]:
         """Greedy tokens [B, T] after `pending` [B], and the states before the last of them."""
         outputs = self._run(pending, np.full((steps, len(pending)), _DRAW), states)
-        return outputs["tokens"].T.astype(np.int64), _next_states(self._network, outputs)
+        return outputs["tokens"].T.astype(np.int64), self._next_states(outputs)
 
     def _run(self, pending: Tokens, told: Tokens, states: States) -> dict[str, NDArray[Any]]:
         """One run of told [K, B], drawing greedily where a step is not told."""
@@ -82,10 +87,6 @@ class EngineRunner:
         }
         tokens = {"pending": pending.astype(np.int32), "told": told.astype(np.int32)}
         return self._graph.run({**tokens, **sampling, **states})
-
-
-def _next_states(network: Network, outputs: dict[str, NDArray[Any]]) -> States:
-    return {state.input: outputs[state.output] for state in network.states}
 
 
 def _log_softmax(logits: Floats) -> Floats:

@@ -35,8 +35,8 @@ def make_vocabulary(
     _check_tokens(tokens, origin)
     return Vocabulary(
         tuple(tokens),
-        None if start is None else _token_id(tokens, "start token", start),
-        tuple(sorted({_token_id(tokens, "end token", text) for text in end})),
+        None if start is None else token_id(tokens, "start token", start),
+        tuple(sorted({token_id(tokens, "end token", text) for text in end})),
     )
 
 
@@ -122,7 +122,7 @@ def _check_tokens(tokens: Sequence[str], origin: Path) -> None:
         ids[token] = index
 
 
-def _token_id(tokens: Sequence[str], role: str, text: str) -> int:
+def token_id(tokens: Sequence[str], role: str, text: str) -> int:
     """The id that `text` names: a token, one of the escapes \\n, \\t and \\r, or `#ID`."""
     token = _ESCAPES.get(text, text)
     if token in tokens:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from google.rpc import status_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
-from unrolled_server.errors import Draining, InvalidField, ServerError
+from unrolled_server.errors import Draining, InvalidField, ServerError, SlowReader
 from unrolled_server.scoring import Scores
 from unrolled_server.sessions import Session
 from unrolled_server.status import status_of
@@ -59,7 +59,10 @@ class Conversation:
         self._queue: asyncio.Queue[Command | None] = asyncio.Queue(MAX_QUEUED)
 
     async def run(self, requests: AsyncIterator[Request]) -> None:
-        """Serve the stream until the caller ends it; raises Draining when the server does."""
+        """Serve the stream until the caller ends it.
+
+        Raises Draining when the server ends it, SlowReader when the caller does not read.
+        """
         reader = asyncio.create_task(self._read(requests))
         draining = asyncio.create_task(self._turns.draining.wait())
         try:
@@ -72,14 +75,21 @@ class Conversation:
             draining.cancel()
 
     async def _read(self, requests: AsyncIterator[Request]) -> None:
-        async for message in requests:
-            command = Command(message)
-            if command.kind == "stop":
-                self._stop()
-            else:
-                self._unfinished.append(command)
-                await self._queue.put(command)
+        """Queue the commands, and None once there are no more, whatever the reason."""
+        try:
+            async for message in requests:
+                await self._receive(Command(message))
+        except Exception:
+            await self._queue.put(None)
+            raise
         await self._queue.put(None)
+
+    async def _receive(self, command: Command) -> None:
+        if command.kind == "stop":
+            self._stop()
+        else:
+            self._unfinished.append(command)
+            await self._queue.put(command)
 
     async def _next(self, draining: asyncio.Task[bool]) -> Command | None:
         """The next command; a server that drains waits for none."""
@@ -102,6 +112,9 @@ class Conversation:
     async def _answer(self, command: Command) -> None:
         try:
             await self._carry_out(command)
+        except SlowReader:
+            # A write is still on its way: there is no telling the caller within the stream.
+            raise
         except ServerError as error:
             await self._event(command, error=status_of(error))
 

@@ -117,14 +117,18 @@ class Engine:
         """Take what has come; waits only where there is nothing else to do."""
         scheduler = self._scheduler
         wait = not scheduler.active and not scheduler.waiting
+        nudged = False
         while True:
             try:
                 turn = self._mail.get(block=wait)
             except Empty:
-                return
+                break
             wait = False
             if turn is not None:
                 self._admit(turn)
+            nudged = nudged or turn is None
+        if nudged:
+            scheduler.drop_cancelled()
 
     def _admit(self, turn: Turn) -> None:
         try:

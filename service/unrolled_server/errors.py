@@ -22,6 +22,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MAX_TEXT = 200
+"""Characters of a text in an error at most: it may quote the caller, and a client refuses
+trailers of more than a few kilobytes."""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "..."
+
 
 class ServerError(Exception):
     """A failure that the caller is told about."""
@@ -34,9 +42,9 @@ class ServerError(Exception):
     """Seconds after which another try makes sense; None where none does."""
 
     def __init__(self, message: str, **metadata: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.metadata = metadata
+        self.message = _short(message)
+        self.metadata = {key: _short(value) for key, value in metadata.items()}
+        super().__init__(self.message)
 
 
 class InvalidField(ServerError):
@@ -48,7 +56,7 @@ class InvalidField(ServerError):
     def __init__(self, field: str, problem: str, **metadata: str) -> None:
         super().__init__(f"{field}: {problem}", field=field, **metadata)
         self.field = field
-        self.problem = problem
+        self.problem = _short(problem)
 
 
 class UnknownText(InvalidField):

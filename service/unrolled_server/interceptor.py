@@ -6,15 +6,16 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from unrolled_server.errors import ServerError
+from unrolled_server.errors import InvalidField, ServerError
 from unrolled_server.logs import log_event
 from unrolled_server.metrics import RpcMetrics
 from unrolled_server.status import InternalError, status_of
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Behaviour: TypeAlias = Callable[..., Any]
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -42,21 +44,21 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._metrics.handled.labels("other", "UNIMPLEMENTED").inc()
             return None
         method = str(handler_call_details.method).removeprefix("/")
-        return _rebuilt(handler, self._wrapped(method, _behaviour(handler)))
+        return _rebuilt(handler, self._wrapped(method, _behaviour(handler), _parser(handler)))
 
-    def _wrapped(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped(self, method: str, behaviour: Behaviour, parse: Behaviour) -> Behaviour:
         if inspect.isasyncgenfunction(behaviour):
 
             async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
                 async with self._observed(method, context):
-                    async for response in behaviour(request, context):
+                    async for response in behaviour(parse(request), context):
                         yield response
 
             return stream
 
         async def call(request: Any, context: Context) -> Any:
             async with self._observed(method, context):
-                return await behaviour(request, context)
+                return await behaviour(parse(request), context)
 
         return call
 
@@ -74,7 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = "CANCELLED" if _time_left(context) else "DEADLINE_EXCEEDED"
             raise
         except grpc.aio.AbortError:
-            code = "ABORTED"
+            code = context.code().name
             raise
         except Exception:
             code = "INTERNAL"
@@ -98,13 +100,34 @@ async def _abort(context: Context, error: ServerError) -> None:
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
-def _behaviour(handler: Handler) -> Callable[..., Any]:
+def _parser(handler: Handler) -> Behaviour:
+    """From what came over the wire, bytes or a stream of them, to messages.
+
+    gRPC would parse before the method is called, and answer what it cannot parse itself.
+    """
+
+    deserialize: Behaviour = handler.request_deserializer or bytes
+
+    def parse(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except DecodeError as error:
+            raise InvalidField("request", "not a message of the contract") from error
+
+    async def parse_all(messages: AsyncIterable[bytes]) -> AsyncIterator[Any]:
+        async for message in messages:
+            yield parse(message)
+
+    return parse_all if handler.request_streaming else parse
+
+
+def _behaviour(handler: Handler) -> Behaviour:
     kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-    behaviour: Callable[..., Any] = next(filter(None, (getattr(handler, kind) for kind in kinds)))
+    behaviour: Behaviour = next(filter(None, (getattr(handler, kind) for kind in kinds)))
     return behaviour
 
 
-def _rebuilt(handler: Handler, behaviour: Callable[..., Any]) -> Handler:
+def _rebuilt(handler: Handler, behaviour: Behaviour) -> Handler:
     makers = {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
@@ -112,4 +135,4 @@ def _rebuilt(handler: Handler, behaviour: Callable[..., Any]) -> Handler:
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
     make = makers[handler.request_streaming, handler.response_streaming]
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+    return make(behaviour, None, handler.response_serializer)

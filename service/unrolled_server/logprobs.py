@@ -8,7 +8,10 @@ from unrolled_server.types import Floats, Logprobs, Tokens
 
 
 class LogprobTape:
-    """Log-probabilities of one turn's tokens, `top` likeliest beside each, first in first out."""
+    """Log-probabilities of one turn's tokens, first in first out.
+
+    Beside each are the `top` likeliest, at most the whole vocabulary.
+    """
 
     def __init__(self, top: int) -> None:
         self._top = top
@@ -17,9 +20,8 @@ class LogprobTape:
     def record(self, tokens: list[int], logprobs: Floats) -> None:
         """Append N tokens and the distributions [N, V] that they were taken from."""
         places = np.arange(len(tokens))
-        top = min(self._top, logprobs.shape[1])
         # A stable sort of the negated values puts the lower id first where two are equal.
-        order = np.argsort(-logprobs, axis=1, kind="stable")[:, :top] if top else None
+        order = np.argsort(-logprobs, axis=1, kind="stable")[:, : self._top] if self._top else None
         ids = np.zeros((len(tokens), 0), np.int32) if order is None else order.astype(np.int32)
         part = Logprobs(logprobs[places, tokens], ids, logprobs[places[:, None], ids])
         self._parts.append(part)

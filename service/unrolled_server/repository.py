@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 GRAPH = "engine.onnx"
 GRAPH_REVISION = 1
 """The revision of the engine's graph that this server runs."""
+
+VERSION = re.compile("[1-9][0-9]{0,17}")
 
 StartEngine = Callable[[str, Runner, Vocabulary], Engine]
 
@@ -51,7 +54,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _versions(folder: Path) -> Iterator[Path]:
-    found = [path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal()]
+    found = [path for path in folder.iterdir() if path.is_dir() and VERSION.fullmatch(path.name)]
     # A model without any version is listed as well, as version 0 that failed.
     yield from sorted(found, key=lambda path: int(path.name)) or [folder / "0"]
 
@@ -60,15 +63,18 @@ def _load_entry(
     folder: Path, version: Path, rows: int, config: RunnerConfig, start_engine: StartEngine
 ) -> Entry:
     started = time.perf_counter()
+    # A name that is not UTF-8 is shown with question marks.
+    name = folder.name.encode(errors="replace").decode()
     manifest = model_pb2.Model()
     try:
         manifest = _read_manifest(version)
         model = _load(version, manifest, rows, config, start_engine)
-    except (LoadError, RunnerError, OSError) as error:
-        manifest.name, manifest.version = folder.name, int(version.name)
+    except Exception as error:
+        # Whatever is wrong with one folder, the other models serve.
+        manifest.name, manifest.version = name, int(version.name)
         manifest.status = model_pb2.Model.STATUS_FAILED
         manifest.status_detail = str(error)
-        label = f"{folder.name}/{version.name}"
+        label = f"{name}/{version.name}"
         log_event(logger, logging.ERROR, "model_failed", model=label, reason=str(error))
         return Entry(manifest, None)
     manifest.status = model_pb2.Model.STATUS_READY
@@ -144,7 +150,7 @@ def _check_files(folder: Path, manifest: model_pb2.Model) -> None:
         raise LoadError(f"manifest.json: files: {GRAPH} is not listed")
     for file in manifest.files:
         path = folder / file.name
-        if path.resolve().parent != folder.resolve():
+        if "\0" in file.name or path.resolve().parent != folder.resolve():
             raise LoadError(f"manifest.json: files: {file.name!r} is outside the model's folder")
         try:
             content = path.read_bytes()
@@ -160,6 +166,12 @@ def _vocabulary(message: model_pb2.Vocabulary) -> Vocabulary:
     kind = model_pb2.Vocabulary.Kind.Name(message.kind)
     if message.kind != model_pb2.Vocabulary.KIND_CHARACTER:
         raise LoadError(f"manifest.json: vocabulary.kind: {kind} is not served by this release")
+    special = {"start_token": message.start_token, "unknown_token": message.unknown_token}
+    for field, token in special.items():
+        if not 0 <= token < len(message.tokens):
+            raise LoadError(f"manifest.json: vocabulary.{field}: there is no token {token}")
+    if not all(0 <= token < len(message.tokens) for token in message.end_tokens):
+        raise LoadError("manifest.json: vocabulary.end_tokens: not all are tokens")
     try:
         return CharacterVocabulary(
             message.tokens,

@@ -31,11 +31,14 @@ class Row:
         self._cursor = 0
         self._draws_left = task.max_tokens
         self._drawn = 0
+        self._sent = 0
         self._position = task.start.position
         self._replays = False
         self._stopped = False
         self._tokens: list[int] = []
-        self._tape = None if task.logprobs is None else LogprobTape(task.logprobs)
+        self._tape = None
+        if task.logprobs is not None:
+            self._tape = LogprobTape(min(task.logprobs, vocabulary.size))
         self._block: Uniforms = uniforms(0, 0, 0)
         self._block_start = 0
         told_bytes = [vocabulary.token(token) for token in task.told[-4:].tolist()]
@@ -72,8 +75,8 @@ class Row:
 
     @property
     def unread(self) -> int:
-        """Drawn tokens that the front has not taken yet."""
-        return self._drawn - self.turn.taken
+        """Tokens that have left for the front and were not taken yet."""
+        return self._sent - self.turn.taken
 
     def stop(self) -> None:
         """Draw no more; what is to be told is still told."""
@@ -175,6 +178,7 @@ class Row:
         if not text and not count:
             return None
         self.flushed = now
+        self._sent += count
         ids, self._tokens = self._tokens[:count], self._tokens[count:]
         logprobs = self._tape.take(count) if self._tape is not None and count else None
         return Delta(text, ids, logprobs)

@@ -58,7 +58,7 @@ class Runner:
         self._session, self.device = _open_session(graph, config)
         self._specs = states
         self._vocabulary = vocabulary
-        self._check_signature()
+        self._check_signature(graph.name)
         self.state_size = sum(spec.size for spec in states)
         self._states = tuple(
             [np.zeros((rows, spec.size), np.float32) for spec in states] for _ in range(2)
@@ -166,18 +166,18 @@ class Runner:
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         return binding
 
-    def _check_signature(self) -> None:
+    def _check_signature(self, graph: str) -> None:
         """Refuse a graph that is not the one the manifest describes."""
         named = {value.name: value.shape for value in self._session.get_inputs()}
         for spec in self._specs:
             shape = named.get(spec.input)
             if shape is None or shape[1:] != [spec.size]:
-                raise RunnerError(f"input {spec.input} is {shape}, not [B, {spec.size}]")
+                raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
         (width,) = [
             value.shape[-1] for value in self._session.get_outputs() if value.name == "logprobs"
         ] or [None]
         if width != self._vocabulary:
-            raise RunnerError(f"logprobs are over {width} tokens, not {self._vocabulary}")
+            raise RunnerError(f"{graph}: logprobs are over {width} tokens, not {self._vocabulary}")
 
 
 def check_device(device: str) -> None:

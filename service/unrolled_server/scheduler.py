@@ -13,7 +13,7 @@ ROW_STEPS = 256
 """Steps times rows of a run at most, where that leaves more than one step."""
 
 MAX_UNREAD = 1024
-"""Drawn tokens a reader may be behind before its row leaves the batch."""
+"""Tokens a reader may be behind before its row, where it draws, leaves the batch."""
 
 
 class Scheduler:
@@ -30,6 +30,10 @@ class Scheduler:
     def add(self, row: Row) -> None:
         """Put a row at the end of those that wait for a place."""
         self.waiting.append(row)
+
+    def drop_cancelled(self) -> None:
+        """Forget the waiting rows whose turns are over: they need no place to end."""
+        self.waiting = deque(row for row in self.waiting if not row.turn.cancelled)
 
     def next_joining(self) -> Row | None:
         """The row that takes the next free place; None where there is no row or no place."""
@@ -49,7 +53,8 @@ class Scheduler:
     def is_behind(self, row: Row) -> bool:
         """Whether a row's reader is so far behind that drawing more has no use."""
         turn = row.turn
-        return row.unread > MAX_UNREAD and not (turn.stopping or turn.cancelled)
+        is_over = turn.stopping or turn.cancelled
+        return row.drawing and row.unread > MAX_UNREAD and not is_over
 
     def park(self, row: Row) -> None:
         """Keep a row out of the batch until its reader has caught up."""

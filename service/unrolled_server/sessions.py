@@ -20,6 +20,8 @@ from unrolled_server.models import ServedModel
 from unrolled_server.states import StateSlabs
 from unrolled_server.types import Checkpoint
 
+SPARE_EXPIRIES = 1024
+
 
 class Session:
     """One session's record; its state lies in a slot of its model's slabs."""
@@ -75,7 +77,8 @@ class Sessions:
         self._sessions: SortedDict[str, Session] = SortedDict()
         self._slabs: dict[ServedModel, StateSlabs] = {}
         self._counts: Counter[ServedModel] = Counter()
-        # One entry a session; its time is never later than the session's.
+        # One entry a session that can expire, its time never later than the session's; entries
+        # of sessions that were deleted stay behind until there are too many.
         self._expiries: list[tuple[float, str]] = []
 
     def count(self, model: ServedModel) -> int:
@@ -177,7 +180,8 @@ class Sessions:
             if self._is_over(session):
                 self._remove(session, "expired")
             else:
-                again = max(session.expires, now + 1.0)
+                # Past its time only while it is held: another look in a second.
+                again = session.expires if session.expires > now else now + 1.0
                 heapq.heappush(self._expiries, (again, name))
 
     def _is_over(self, session: Session) -> bool:
@@ -200,6 +204,9 @@ class Sessions:
         self.ended[reason] += 1
         if session.slot is not None:
             self._slabs_of(session.model).free(session.slot)
+        if len(self._expiries) > 2 * len(self._sessions) + SPARE_EXPIRIES:
+            self._expiries = [entry for entry in self._expiries if entry[1] in self._sessions]
+            heapq.heapify(self._expiries)
 
     def _slabs_of(self, model: ServedModel) -> StateSlabs:
         return self._slabs.setdefault(model, StateSlabs(model.state_size))

@@ -7,6 +7,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -101,6 +102,7 @@ class Terminal:
 @contextmanager
 def terminal(*arguments: str) -> Iterator[Terminal]:
     master, slave = pty.openpty()
+    _keep_output_at_interrupts(slave)
     with subprocess.Popen(
         [sys.executable, "-c", _LAUNCH, *arguments],
         stdin=slave,
@@ -115,3 +117,10 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
         finally:
             process.kill()
             os.close(master)
+
+
+def _keep_output_at_interrupts(slave: int) -> None:
+    """At Ctrl-C a terminal drops what is in its buffers, an answer that came at once included."""
+    attributes = termios.tcgetattr(slave)
+    attributes[3] |= termios.NOFLSH
+    termios.tcsetattr(slave, termios.TCSANOW, attributes)

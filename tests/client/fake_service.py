@@ -90,6 +90,8 @@ class FakeService(CompletionServiceServicer, SessionServiceServicer, ModelServic
     def __init__(self) -> None:
         self.target = ""
         self.received: list[Message] = []
+        # Seconds left to each call when it arrived; ages where it had no deadline.
+        self.deadlines: list[float] = []
         self.models = [model()]
         self.sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
@@ -224,6 +226,7 @@ class FakeService(CompletionServiceServicer, SessionServiceServicer, ModelServic
 
     def _hear(self, request: Message, context: grpc.ServicerContext) -> None:
         self.received.append(request)
+        self.deadlines.append(context.time_remaining())
         if self.failure is not None:
             failure, self.failure = self.failure, None
             _abort(context, failure)

@@ -113,20 +113,25 @@ def test_a_timeout_ends_the_call(
     assert fake.abandoned.wait(30)
 
 
-def test_infinity_waits_although_the_client_would_not(fake: FakeService) -> None:
-    with unrolled.Client(fake.target, timeout=0) as client:
-        with pytest.raises(unrolled.DeadlineExceeded):
-            client.models()
+def test_a_call_without_a_timeout_has_the_clients(fake: FakeService) -> None:
+    with unrolled.Client(fake.target, timeout=3600) as client:
+        client.models()
+        client.models(timeout=7200)
+        client.models(timeout=math.inf)
 
-        assert client.models(timeout=math.inf)
+    one, two, forever = fake.deadlines
+    # gRPC rounds deadlines up on their way.
+    assert one < 4000 < two < 8000 < forever
 
 
-async def test_asyncio_timeouts(fake: FakeService) -> None:
-    async with unrolled.AsyncClient(fake.target, timeout=0) as client:
-        with pytest.raises(unrolled.DeadlineExceeded):
-            await client.models()
+async def test_asyncio_a_call_without_a_timeout_has_the_clients(fake: FakeService) -> None:
+    async with unrolled.AsyncClient(fake.target, timeout=3600) as client:
+        await client.models()
+        await client.models(timeout=math.inf)
+        await anext(client.stream(model="tiny"))
 
-        assert await client.models(timeout=math.inf)
+    one, forever, stream = fake.deadlines
+    assert max(one, stream) < 4000 < forever
 
 
 def test_details_that_cannot_be_read_are_left_out() -> None:

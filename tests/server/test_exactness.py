@@ -60,7 +60,8 @@ def torch_logprobs(model: TorchModel, ids: list[int]) -> np.ndarray:
     """[T - 1]: of every token but the first, in one sequential PyTorch run."""
     with torch.no_grad():
         rows = model(torch.tensor([ids]))[0]
-    return rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+    chosen: np.ndarray = rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])].numpy()
+    return chosen
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
@@ -90,9 +91,7 @@ def test_log_probabilities_are_those_of_pytorch(
     assert np.abs(np.array(logprobs_of(response)) - reference).max() <= 1e-4
 
 
-def test_greedy_text_is_that_of_pytorch(
-    repository: Repository, channel: grpc.Channel
-) -> None:
+def test_greedy_text_is_that_of_pytorch(repository: Repository, channel: grpc.Channel) -> None:
     response = CompletionServiceStub(channel).Complete(
         CompleteRequest(model="lstm", prompt="a", max_tokens=200, temperature=0)
     )
@@ -106,9 +105,7 @@ def test_greedy_text_is_that_of_pytorch(
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
-def test_two_turns_give_what_one_gives(
-    channel: grpc.Channel, sampling: dict[str, Any]
-) -> None:
+def test_two_turns_give_what_one_gives(channel: grpc.Channel, sampling: dict[str, Any]) -> None:
     stub, sessions = CompletionServiceStub(channel), SessionServiceStub(channel)
     parts = []
     for cuts in ([40], [13, 27], [1, 1, 38]):
@@ -225,9 +222,7 @@ def test_stops_leave_the_session_at_the_token_that_completed_them(
     repository: Repository, channel: grpc.Channel
 ) -> None:
     stub, sessions = CompletionServiceStub(channel), SessionServiceStub(channel)
-    whole = stub.Complete(
-        CompleteRequest(model="lstm", prompt="abc", max_tokens=120, seed=21)
-    )
+    whole = stub.Complete(CompleteRequest(model="lstm", prompt="abc", max_tokens=120, seed=21))
     for start in (0, 3, 8, 22, 57):
         stop = whole.text[start : start + 3]
         created = sessions.CreateSession(CreateSessionRequest(model="lstm", seed=21))
@@ -240,15 +235,11 @@ def test_stops_leave_the_session_at_the_token_that_completed_them(
         assert first.outcome.matched_stop == stop
         assert list(first.token_ids) == list(whole.token_ids)[: end + 3]
         assert first.outcome.position == 3 + end + 3
-        rest = stub.Complete(
-            CompleteRequest(session=name, max_tokens=120 - end - 3, logprobs=0)
-        )
+        rest = stub.Complete(CompleteRequest(session=name, max_tokens=120 - end - 3, logprobs=0))
         assert rest.text == whole.text[end + 3 :]
 
 
-def test_an_end_token_ends_the_turn(
-    repository: Repository, channel: grpc.Channel
-) -> None:
+def test_an_end_token_ends_the_turn(repository: Repository, channel: grpc.Channel) -> None:
     stub = CompletionServiceStub(channel)
     for seed in range(12):
         response = stub.Complete(

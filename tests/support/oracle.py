@@ -125,6 +125,7 @@ class LoneSequence:
         self.run = run
         self.seed = seed
         self.tokens: list[int] = []
+        self._started: list[int] = []
         self._start_token = start_token
         # The state before the newest token, which is fed once more is asked for.
         self._before = run.start()
@@ -133,8 +134,14 @@ class LoneSequence:
         """An independent sequence with the same past."""
         other = LoneSequence(self.run, self.seed if seed is None else seed, self._start_token)
         other.tokens = list(self.tokens)
+        other._started = self._started
         other._before = self._before
         return other
+
+    @property
+    def fed(self) -> list[int]:
+        """All tokens, behind the start token where that was fed."""
+        return self._started + self.tokens
 
     def tell(self, token: int) -> float | None:
         """Append a token; returns its log-probability, None where nothing precedes it."""
@@ -152,6 +159,8 @@ class LoneSequence:
         newest = self.tokens[-1] if self.tokens else self._start_token
         if newest is None:
             raise ValueError("nothing to draw from")
+        if not self.tokens:
+            self._started = [newest]
         number = uniform(self.seed if seed is None else seed, len(self.tokens))
         fed = self.run.feed(self._before, newest, how, number)
         token, margin = how.token(fed.logprobs, number)

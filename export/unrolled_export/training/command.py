@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from unrolled_export.training.corpus import read_corpus
+from unrolled_export.training.corpus import Corpus, read_corpus
 from unrolled_export.training.loop import Recipe, Trainer
+from unrolled_export.vocabulary import token_id
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -19,7 +20,18 @@ def train(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
     corpus = read_corpus(Path(arguments.text), arguments.validation)
-    trainer = Trainer(corpus, recipe, Path(arguments.output), arguments.sample_every)
+    start_token = None
+    if arguments.start_token is not None:
+        start_token = _character(corpus, "--start-token", arguments.start_token)
+    end_tokens = tuple(_character(corpus, "--end-token", text) for text in arguments.end_token)
+    trainer = Trainer(
+        corpus,
+        recipe,
+        Path(arguments.output),
+        arguments.sample_every,
+        start_token,
+        end_tokens,
+    )
     if arguments.resume:
         trainer.resume()
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -30,3 +42,7 @@ def train(arguments: argparse.Namespace) -> int:
     best = trainer.run(tqdm.write)
     print(f"best loss {best:.4f} nats per character; checkpoint in {arguments.output}")
     return 0
+
+
+def _character(corpus: Corpus, flag: str, text: str) -> str:
+    return corpus.characters[token_id(corpus.characters, flag, text)]

@@ -52,9 +52,18 @@ class Recipe:
 class Trainer:
     """One training run: owns the model, the optimizer and the carried state."""
 
-    def __init__(self, corpus: Corpus, recipe: Recipe, output: Path, sample_every: int) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        recipe: Recipe,
+        output: Path,
+        sample_every: int = 0,
+        start_token: str | None = None,
+        end_tokens: tuple[str, ...] = (),
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.corpus, self.recipe, self.output = corpus, recipe, output
+        self.start_token, self.end_tokens = start_token, end_tokens
         self.model = CharacterModel(
             recipe.cell,
             len(corpus.characters),
@@ -143,6 +152,8 @@ class Trainer:
             "format": "unrolled-checkpoint/1",
             "cell": self.recipe.cell,
             "characters": list(self.corpus.characters),
+            "start_token": self.start_token,
+            "end_tokens": list(self.end_tokens),
             "recipe": asdict(self.recipe),
             "updates": self.progress.updates,
             "validation_nats" if held_out else "training_nats": self.progress.best,

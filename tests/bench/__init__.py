@@ -1,0 +1,1 @@
+"""`make bench`: ratios measured in turns within one run. Nothing here is a test."""
