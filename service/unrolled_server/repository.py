@@ -16,7 +16,7 @@ from unrolled.v1 import model_pb2
 from unrolled_server.engine import Engine
 from unrolled_server.logs import log_event
 from unrolled_server.models import Entry, Models, ServedModel
-from unrolled_server.runner import Runner, RunnerConfig, RunnerError, StateSpec
+from unrolled_server.runner import Runner, RunnerConfig, StateSpec
 from unrolled_server.scheduler import ROW_STEPS
 from unrolled_server.vocabulary import CharacterVocabulary, Vocabulary
 

@@ -51,7 +51,8 @@ def test_a_few_epochs_lower_the_loss(cell: str, tmp_path: Path) -> None:
 
 
 def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
-    checkpoint = train(tmp_path, RHYME, "--epochs", "1", "--cell", "gru", "--layers", "2")
+    options = ("--epochs", "1", "--cell", "gru", "--layers", "2", "--start-token", "\\n")
+    checkpoint = train(tmp_path, RHYME, *options, "--end-token", "!", "--end-token", "#0")
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "losses.png",
         "model.json",
@@ -63,6 +64,8 @@ def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
     assert description["format"] == "unrolled-checkpoint/1"
     assert description["cell"] == "gru"
     assert description["characters"] == sorted(set(RHYME))
+    assert description["start_token"] == "\n"
+    assert description["end_tokens"] == ["!", "\n"]
     assert description["recipe"]["hidden"] == 12
     assert description["validation_nats"] > 0
     assert (checkpoint / "losses.png").read_bytes().startswith(b"\x89PNG")

@@ -193,8 +193,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         resigned(lambda c: c["vocabulary"]["tokens"].__setitem__(0, "YWI=")),
         ("manifest.json", "vocabulary"),
     ),
-    "vocabulary-too-short": (
-        resigned(lambda c: c["vocabulary"]["tokens"].pop()),
+    "vocabulary-too-long": (
+        resigned(lambda c: c["vocabulary"]["tokens"].append("ZA==")),
         ("engine.onnx", "logprobs"),
     ),
     "vocabulary-start": (

@@ -1,0 +1,393 @@
+"""Start, health, drain and end of the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import SimpleQueue
+from typing import cast
+
+import grpc
+import onnxruntime
+import pytest
+import torch
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
+from support.calls import (
+    LONG,
+    SECONDS,
+    Refusal,
+    Stubs,
+    connected,
+    refusal_of,
+    refused,
+    unread_turn,
+)
+from support.metrics import Metrics
+from support.models import Repository
+from support.server import RunningServer, running_server
+from unrolled.v1.completion_pb2 import (
+    CompleteEvent,
+    CompleteRequest,
+    ConverseRequest,
+    ConverseResponse,
+    ScoreRequest,
+)
+from unrolled.v1.session_pb2 import CreateSessionRequest, GetSessionRequest
+
+SERVICES = (
+    "unrolled.v1.CompletionService",
+    "unrolled.v1.SessionService",
+    "unrolled.v1.ModelService",
+)
+PAIR = re.compile(r'([^ ="]+)=("(?:[^"\\]|\\.)*"|[^ "=]*)(?: |$)')
+
+
+def run_to_end(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start a server that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "unrolled_server", *flags],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**os.environ, **environment},
+    )
+
+
+def fields_of(line: str) -> dict[str, str]:
+    """A line of logfmt; fails where it is anything else."""
+    pairs = dict(PAIR.findall(line))
+    assert "".join(match[0] for match in PAIR.finditer(line)) == line
+    return {k: json.loads(v) if v.startswith('"') else v for k, v in pairs.items()}
+
+
+def wait_for_event(server: RunningServer, event: str) -> None:
+    """Read the log up to a line."""
+    assert server.process.stderr is not None
+    for line in server.process.stderr:
+        if fields_of(line.rstrip("\n"))["event"] == event:
+            return
+    raise AssertionError(f"the server ended without {event}")
+
+
+@contextmanager
+def draining(repository: Repository) -> Iterator[tuple[RunningServer, grpc.Call]]:
+    """A server that was told to stop while a streamed turn is under way, and that turn."""
+    with running_server(repository.path) as server:
+        request = CompleteRequest(model="lstm", prompt="a", max_tokens=LONG, temperature=0)
+        with unread_turn(server.address, request) as call:
+            server.process.terminate()
+            wait_for_event(server, "draining")
+            yield server, call
+
+
+def rest_of(call: grpc.Call) -> list[CompleteEvent]:
+    return list(cast("Iterator[CompleteEvent]", call))
+
+
+def is_draining(refusal: Refusal) -> bool:
+    return (
+        (refusal.code, refusal.reason) == ("UNAVAILABLE", "DRAINING")
+        and refusal.metadata == {}
+        and refusal.retry_after is not None
+        and refusal.retry_after > 0
+    )
+
+
+def test_a_stream_under_way_ends_whole_while_new_turns_are_refused(repository: Repository) -> None:
+    with draining(repository) as (server, call), connected(server.address) as stubs:
+        for method in (stubs.completions.Complete, stubs.completions.StreamComplete):
+            assert is_draining(refused(method, CompleteRequest(model="lstm", prompt="a")))
+        assert is_draining(refused(stubs.completions.Score, ScoreRequest(model="gru", text="a")))
+        events = rest_of(call)
+        assert server.process.wait(SECONDS) == 0
+    assert events[-1].outcome.usage.completion_tokens == LONG
+    assert events[-1].outcome.position == 1 + LONG
+    # The first event was read before.
+    assert sum(len(event.delta.token_ids) for event in events) >= LONG - 16
+
+
+def test_a_session_can_be_looked_at_while_the_server_drains(repository: Repository) -> None:
+    with running_server(repository.path) as server, connected(server.address) as stubs:
+        session = stubs.create("lstm")
+        request = CompleteRequest(session=session, prompt="a", max_tokens=LONG)
+        with unread_turn(server.address, request):
+            server.process.terminate()
+            wait_for_event(server, "draining")
+            found = stubs.sessions.GetSession(GetSessionRequest(name=session)).session
+            assert found.position == 0
+        assert server.process.wait(SECONDS) == 0
+
+
+def test_idle_conversations_do_not_hold_the_server_up(repository: Repository) -> None:
+    with running_server(repository.path) as server, connected(server.address) as stubs:
+        commands: SimpleQueue[ConverseRequest | None] = SimpleQueue()
+        commands.put(ConverseRequest(open=ConverseRequest.Open(model="lstm")))
+        call = stubs.completions.Converse(iter(commands.get, None), timeout=SECONDS)
+        events = cast("Iterator[ConverseResponse]", call)
+        assert next(events).opened.model == "lstm/1"
+        server.process.terminate()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(events)
+        commands.put(None)
+        assert is_draining(refusal_of(caught.value))
+        assert server.process.wait(SECONDS) == 0
+
+
+def test_a_conversation_ends_its_turn_and_takes_no_other(repository: Repository) -> None:
+    with draining(repository) as (server, _), connected(server.address) as stubs:
+        commands = [ConverseRequest(open=ConverseRequest.Open(model="lstm"))]
+        call = stubs.completions.Converse(iter(commands), timeout=SECONDS)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(cast("Iterator[ConverseResponse]", call))
+        assert is_draining(refusal_of(caught.value))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_server_ends_at_a_signal(repository: Repository, number: signal.Signals) -> None:
+    with running_server(repository.path) as server:
+        server.process.send_signal(number)
+        _, log = server.process.communicate(timeout=SECONDS)
+    assert server.process.returncode == 0
+    events = [fields_of(line)["event"] for line in log.splitlines()]
+    assert events == ["draining", "stopped"]
+
+
+def test_a_second_signal_changes_nothing(repository: Repository) -> None:
+    with draining(repository) as (server, call):
+        server.process.terminate()
+        assert rest_of(call)[-1].outcome.usage.completion_tokens == LONG
+        assert server.process.wait(SECONDS) == 0
+
+
+def test_health_is_per_service_and_ends_with_the_drain(repository: Repository) -> None:
+    with draining(repository) as (server, _), grpc.insecure_channel(server.address) as channel:
+        health = HealthStub(channel)
+        for service in ("", *SERVICES):
+            answer = health.Check(HealthCheckRequest(service=service), timeout=SECONDS)
+            assert answer.status == HealthCheckResponse.NOT_SERVING
+
+
+@pytest.mark.parametrize("service", ["", *SERVICES])
+def test_a_server_with_models_is_healthy(server: RunningServer, service: str) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=SECONDS)
+    assert answer.status == HealthCheckResponse.SERVING
+
+
+def test_the_health_of_an_unknown_service_is_not_found(server: RunningServer) -> None:
+    with (
+        grpc.insecure_channel(server.address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        HealthStub(channel).Check(HealthCheckRequest(service="nope"), timeout=SECONDS)
+    assert cast("grpc.Call", caught.value).code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_server_without_models_is_not_healthy(tmp_path: Path) -> None:
+    with (
+        running_server(tmp_path) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=SECONDS)
+    assert answer.status == HealthCheckResponse.NOT_SERVING
+
+
+def test_reflection_lists_the_services(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        requests = iter([ServerReflectionRequest(list_services="")])
+        (answer,) = ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=SECONDS)
+    names = {service.name for service in answer.list_services_response.service}
+    assert {*SERVICES, "grpc.health.v1.Health"} <= names
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(("flag", "other"), [("--port", "--metrics-port"), ("--metrics-port", "--port")])
+def test_a_port_that_is_taken_is_one_line(repository: Repository, flag: str, other: str) -> None:
+    models = str(repository.path)
+    with taken_port() as port:
+        ended = run_to_end("--models", models, flag, str(port), other, "0", "--log-level", "error")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert flag in line
+    assert str(port) in line
+
+
+def test_a_port_that_another_server_has_is_refused(
+    repository: Repository, server: RunningServer
+) -> None:
+    port = server.address.rpartition(":")[2]
+    flags = ["--models", str(repository.path), "--metrics-port", "0", "--log-level", "error"]
+    ended = run_to_end(*flags, "--port", port)
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (1, 1)
+
+
+def test_a_host_that_is_not_there_is_one_line(repository: Repository) -> None:
+    flags = ["--models", str(repository.path), "--port", "0", "--metrics-port", "0"]
+    ended = run_to_end(*flags, "--host", "no-such-host.invalid", "--log-level", "error")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert "no-such-host.invalid" in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_without_a_device_is_one_line(repository: Repository) -> None:
+    flags = ["--models", str(repository.path), "--port", "0", "--metrics-port", "0"]
+    ended = run_to_end(*flags, "--device", "cuda")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert "--device cuda" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ((), "--models"),
+        (("--models", "no/such/folder"), "--models"),
+        (("--port", "65536"), "--port"),
+        (("--port", "-1"), "--port"),
+        (("--port", "http"), "--port"),
+        (("--metrics-port", "1.5"), "--metrics-port"),
+        (("--device", "tpu"), "--device"),
+        (("--threads", "-1"), "--threads"),
+        (("--max-sessions", "0"), "--max-sessions"),
+        (("--max-prompt-bytes", "1MB"), "--max-prompt-bytes"),
+        (("--session-ttl", "forever"), "--session-ttl"),
+        (("--session-ttl", "-1s"), "--session-ttl"),
+        (("--log-level", "loud"), "--log-level"),
+        (("--write-timeout", ""), "--write-timeout"),
+        (("--port",), "--port"),
+        (("--no-such-flag", "1"), "--no-such-flag"),
+    ],
+    ids=str,
+)
+def test_a_bad_flag_is_named(tmp_path: Path, flags: tuple[str, ...], named: str) -> None:
+    models = () if named == "--models" else ("--models", str(tmp_path))
+    ended = run_to_end(*models, *flags)
+    assert ended.returncode == 2
+    assert named in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("UNROLLED_PORT", "-5"),
+        ("UNROLLED_MODELS", "no/such/folder"),
+        ("UNROLLED_DEVICE", "tpu"),
+        ("UNROLLED_SESSION_TTL", "soon"),
+        ("UNROLLED_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_bad_variable_is_named(tmp_path: Path, variable: str, value: str) -> None:
+    models = {"UNROLLED_MODELS": str(tmp_path), variable: value}
+    ended = run_to_end(**models)
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert variable in line
+    assert value in line
+
+
+def test_every_flag_works_as_a_variable(repository: Repository) -> None:
+    settings = {
+        "HOST": "127.0.0.1",
+        "DEVICE": "cpu",
+        "THREADS": "1",
+        "MAX_SESSIONS": "1",
+        "MAX_PROMPT_BYTES": "5",
+        "SESSION_TTL": "30m",
+        "LOG_LEVEL": "debug",
+    }
+    environment = {f"UNROLLED_{name}": value for name, value in settings.items()}
+    with (
+        running_server(repository.path, environment=environment) as server,
+        connected(server.address) as stubs,
+    ):
+        session = stubs.sessions.CreateSession(CreateSessionRequest(model="lstm")).session
+        assert session.expire_time.seconds - session.create_time.seconds == 30 * 60
+        too_many = refused(stubs.sessions.CreateSession, CreateSessionRequest(model="lstm"))
+        assert too_many.metadata == {"limit": "1"}
+        too_long = CompleteRequest(model="lstm", prompt="aaaaaa")
+        assert refused(stubs.completions.Complete, too_long).fields == ["prompt"]
+        _, log = server.terminate()
+    methods = [fields_of(line).get("method") for line in log.splitlines()]
+    assert "unrolled.v1.SessionService/CreateSession" in methods
+
+
+def test_ports_and_models_work_as_variables(repository: Repository) -> None:
+    environment = {
+        "UNROLLED_MODELS": str(repository.path / "lstm"),
+        "UNROLLED_PORT": "1",
+        "UNROLLED_METRICS_PORT": "1",
+    }
+    with running_server(repository.path, environment=environment) as server:
+        # The flags given beside them have won.
+        assert not server.address.endswith(":1")
+        assert "metrics" in server.metrics_url
+    with taken_port() as port:
+        environment = {
+            "UNROLLED_MODELS": str(repository.path),
+            "UNROLLED_METRICS_PORT": str(port),
+            "UNROLLED_PORT": "0",
+        }
+        ended = run_to_end(**environment)
+    assert ended.returncode == 1
+    assert str(port) in ended.stderr.splitlines()[-1]
+
+
+def test_what_is_logged_is_one_line_of_pairs_per_event(repository: Repository) -> None:
+    with running_server(repository.path, "--log-level", "debug") as server:
+        with connected(server.address) as stubs:
+            stubs.completions.Complete(CompleteRequest(model="lstm", prompt="a", max_tokens=1))
+            refused(stubs.completions.Complete, CompleteRequest(model='a "b"\n=c'))
+        status, log = server.terminate()
+    assert status == 0
+    lines = [fields_of(line.rstrip("\n")) for line in [*server.log, *log.splitlines()]]
+    assert all(list(line)[:3] == ["time", "level", "event"] for line in lines)
+    calls = [(line["method"], line["code"]) for line in lines if line["event"] == "call"]
+    assert calls == [
+        ("unrolled.v1.CompletionService/Complete", "OK"),
+        ("unrolled.v1.CompletionService/Complete", "NOT_FOUND"),
+    ]
+
+
+def test_at_error_level_a_good_run_logs_nothing(repository: Repository) -> None:
+    environment = {"UNROLLED_LOG_LEVEL": "debug"}
+    ports = ["--port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unrolled_server", "--models", str(repository.path), *ports]
+        + ["--log-level", "error"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        process.send_signal(signal.SIGCONT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=0.01)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_onnxruntime_is_the_one_that_was_asked_for() -> None:
+    assert "CPUExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def _unused(stubs: Stubs, metrics: Metrics, call: Callable[[], None]) -> None:
+    """Placeholder."""
