@@ -88,8 +88,8 @@ async def serve(config: Config) -> None:
         logging.INFO,
         "serving",
         version=version("unrolled"),
-        grpc=f"{config.host}:{port}",
-        metrics=f"http://{config.host}:{metrics_port}/metrics",
+        grpc=_address(config.host, port),
+        metrics=f"http://{_address(config.host, metrics_port)}/metrics",
         models=sum(1 for _ in models.ready()),
     )
     expiry = asyncio.create_task(_expire(sessions))
@@ -137,10 +137,16 @@ def _server(
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    address = _address(host, port)
     try:
-        return server.add_insecure_port(f"{host}:{port}")
+        return server.add_insecure_port(address)
     except RuntimeError as error:
-        raise BindError(f"--port {port}: cannot listen on {host}:{port}") from error
+        raise BindError(f"--port {port}: cannot listen on {address}") from error
+
+
+def _address(host: str, port: int) -> str:
+    """HOST:PORT, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _serve_metrics(config: Config, registry: CollectorRegistry) -> tuple[WSGIServer, int]:

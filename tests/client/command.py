@@ -79,6 +79,14 @@ class Terminal:
         before, _, self._unread = self._unread.partition(text)
         return before
 
+    def interrupt(self, text: str) -> None:
+        """Presses Ctrl-C until a text comes: readline hears it only while it waits for a key."""
+        for _ in range(100):
+            self.type("\x03")
+            if self._something_comes(PATIENCE / 100):
+                break
+        self.expect(text)
+
     def rest(self) -> str:
         """Everything until the command ends."""
         while more := self._read():
@@ -88,9 +96,12 @@ class Terminal:
     def status(self) -> int:
         return self._process.wait(PATIENCE)
 
+    def _something_comes(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], seconds)
+        return bool(ready)
+
     def _read(self) -> str:
-        ready, _, _ = select.select([self._master], [], [], PATIENCE)
-        if not ready:
+        if not self._something_comes(PATIENCE):
             raise TimeoutError(f"nothing comes after {self._unread!r}")
         try:
             return os.read(self._master, 4096).decode().replace("\r\n", "\n")

@@ -163,7 +163,7 @@ def test_interrupting_twice_gives_up_the_turn(fake: FakeService) -> None:
         screen.type("\x03")
         assert fake.heard_stop.wait(60)
         screen.type("\x03")
-        screen.expect("unrolled: ")
+        screen.expect("unrolled: the turn was given up; ")
         screen.expect("> ")
         screen.type("/quit\n")
         assert screen.status() == 0
@@ -175,8 +175,9 @@ def test_interrupting_twice_gives_up_the_turn(fake: FakeService) -> None:
 def test_interrupting_at_the_prompt_does_not_leave(fake: FakeService) -> None:
     with terminal("--server", fake.target, "chat") as screen:
         screen.expect("> ")
-        screen.type("half a line\x03")
-        screen.expect("/quit or Ctrl-D leaves\n")
+        screen.type("half a line")
+        screen.expect("half a line")
+        screen.interrupt("/quit or Ctrl-D leaves\n")
         screen.expect("> ")
         screen.type("ab\n")
         screen.expect("To be\n> ")

@@ -360,7 +360,7 @@ def test_a_second_turn_on_a_busy_session_is_aborted(
     session, oracle = stubs.create("lstm", seed=3), LoneSession(repository, "lstm", 3)
     stubs.tell(session, "abc")
     oracle.tell("abc")
-    request = CompleteRequest(session=session, prompt="x", max_tokens=LONG)
+    request = CompleteRequest(session=session, prompt="x")
     with unread_turn(server.address, request):
         for method in (stubs.completions.Complete, stubs.completions.StreamComplete):
             refusal = refused(method, CompleteRequest(session=session, prompt="a"))
@@ -419,7 +419,7 @@ def test_too_many_sessions_are_refused_until_one_goes(small_stubs: Stubs) -> Non
 
 
 def test_a_full_server_says_when_to_come_back(small: RunningServer, small_stubs: Stubs) -> None:
-    busy = CompleteRequest(model="lstm", prompt="a", max_tokens=LONG)
+    busy = CompleteRequest(model="lstm", prompt="a")
     with unread_turn(small.address, busy):
         refusal = refused(
             small_stubs.completions.Complete, CompleteRequest(model="lstm", prompt="a")

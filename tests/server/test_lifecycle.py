@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import cast
 
 import grpc
-import onnxruntime
 import pytest
 import torch
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -27,7 +26,6 @@ from support.calls import (
     LONG,
     SECONDS,
     Refusal,
-    Stubs,
     connected,
     refusal_of,
     refused,
@@ -44,6 +42,7 @@ from unrolled.v1.completion_pb2 import (
     ScoreRequest,
 )
 from unrolled.v1.session_pb2 import CreateSessionRequest, GetSessionRequest
+from unrolled_server.__main__ import main
 
 SERVICES = (
     "unrolled.v1.CompletionService",
@@ -84,7 +83,7 @@ def wait_for_event(server: RunningServer, event: str) -> None:
 def draining(repository: Repository) -> Iterator[tuple[RunningServer, grpc.Call]]:
     """A server that was told to stop while a streamed turn is under way, and that turn."""
     with running_server(repository.path) as server:
-        request = CompleteRequest(model="lstm", prompt="a", max_tokens=LONG, temperature=0)
+        request = CompleteRequest(model="lstm", prompt="a")
         with unread_turn(server.address, request) as call:
             server.process.terminate()
             wait_for_event(server, "draining")
@@ -120,7 +119,7 @@ def test_a_stream_under_way_ends_whole_while_new_turns_are_refused(repository: R
 def test_a_session_can_be_looked_at_while_the_server_drains(repository: Repository) -> None:
     with running_server(repository.path) as server, connected(server.address) as stubs:
         session = stubs.create("lstm")
-        request = CompleteRequest(session=session, prompt="a", max_tokens=LONG)
+        request = CompleteRequest(session=session, prompt="a")
         with unread_turn(server.address, request):
             server.process.terminate()
             wait_for_event(server, "draining")
@@ -217,7 +216,9 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize(("flag", "other"), [("--port", "--metrics-port"), ("--metrics-port", "--port")])
+@pytest.mark.parametrize(
+    ("flag", "other"), [("--port", "--metrics-port"), ("--metrics-port", "--port")]
+)
 def test_a_port_that_is_taken_is_one_line(repository: Repository, flag: str, other: str) -> None:
     models = str(repository.path)
     with taken_port() as port:
@@ -226,6 +227,14 @@ def test_a_port_that_is_taken_is_one_line(repository: Repository, flag: str, oth
     (line,) = ended.stderr.splitlines()
     assert flag in line
     assert str(port) in line
+
+
+def test_an_ipv6_address_is_served(repository: Repository) -> None:
+    with running_server(repository.path, "--host", "::1") as server:
+        assert server.address.startswith("[::1]:")
+        with connected(server.address) as stubs:
+            assert stubs.create("lstm")
+        assert Metrics(server.metrics_url).value("unrolled_sessions") == 1
 
 
 def test_a_port_that_another_server_has_is_refused(
@@ -271,36 +280,51 @@ def test_cuda_without_a_device_is_one_line(repository: Repository) -> None:
         (("--session-ttl", "-1s"), "--session-ttl"),
         (("--log-level", "loud"), "--log-level"),
         (("--write-timeout", ""), "--write-timeout"),
-        (("--port",), "--port"),
-        (("--no-such-flag", "1"), "--no-such-flag"),
+        (("--write-timeout", "0"), "--write-timeout"),
     ],
     ids=str,
 )
-def test_a_bad_flag_is_named(tmp_path: Path, flags: tuple[str, ...], named: str) -> None:
+def test_a_bad_flag_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], named: str
+) -> None:
     models = () if named == "--models" else ("--models", str(tmp_path))
-    ended = run_to_end(*models, *flags)
-    assert ended.returncode == 2
-    assert named in ended.stderr.splitlines()[-1]
-    assert "Traceback" not in ended.stderr
+    assert main([*models, *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("UNROLLED_PORT", "-5"),
+        ("UNROLLED_METRICS_PORT", "x"),
         ("UNROLLED_MODELS", "no/such/folder"),
         ("UNROLLED_DEVICE", "tpu"),
         ("UNROLLED_SESSION_TTL", "soon"),
         ("UNROLLED_LOG_LEVEL", "loud"),
     ],
 )
-def test_a_bad_variable_is_named(tmp_path: Path, variable: str, value: str) -> None:
-    models = {"UNROLLED_MODELS": str(tmp_path), variable: value}
-    ended = run_to_end(**models)
-    assert ended.returncode == 2
-    (line,) = ended.stderr.splitlines()
+def test_a_bad_variable_is_named(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv("UNROLLED_MODELS", str(tmp_path))
+    monkeypatch.setenv(variable, value)
+    assert main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert variable in line
     assert value in line
+
+
+@pytest.mark.parametrize("flags", [("--port",), ("--no-such-flag", "1"), ("stray",)], ids=str)
+def test_a_command_line_that_makes_no_sense_is_refused(tmp_path: Path, flags: tuple[str]) -> None:
+    ended = run_to_end("--models", str(tmp_path), *flags)
+    assert ended.returncode == 2
+    assert flags[0] in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
 
 
 def test_every_flag_works_as_a_variable(repository: Repository) -> None:
@@ -329,25 +353,29 @@ def test_every_flag_works_as_a_variable(repository: Repository) -> None:
     assert "unrolled.v1.SessionService/CreateSession" in methods
 
 
-def test_ports_and_models_work_as_variables(repository: Repository) -> None:
-    environment = {
-        "UNROLLED_MODELS": str(repository.path / "lstm"),
-        "UNROLLED_PORT": "1",
-        "UNROLLED_METRICS_PORT": "1",
-    }
-    with running_server(repository.path, environment=environment) as server:
-        # The flags given beside them have won.
-        assert not server.address.endswith(":1")
-        assert "metrics" in server.metrics_url
+@pytest.mark.parametrize(
+    ("variable", "other"),
+    [("UNROLLED_PORT", "UNROLLED_METRICS_PORT"), ("UNROLLED_METRICS_PORT", "UNROLLED_PORT")],
+)
+def test_ports_and_models_work_as_variables(
+    repository: Repository, variable: str, other: str
+) -> None:
     with taken_port() as port:
-        environment = {
-            "UNROLLED_MODELS": str(repository.path),
-            "UNROLLED_METRICS_PORT": str(port),
-            "UNROLLED_PORT": "0",
-        }
+        environment = {"UNROLLED_MODELS": str(repository.path), variable: str(port), other: "0"}
         ended = run_to_end(**environment)
     assert ended.returncode == 1
     assert str(port) in ended.stderr.splitlines()[-1]
+
+
+def test_a_flag_wins_over_its_variable(repository: Repository) -> None:
+    environment = {"UNROLLED_PORT": "70000", "UNROLLED_SESSION_TTL": "7s"}
+    flags = ["--session-ttl", "9s"]
+    with (
+        running_server(repository.path, *flags, environment=environment) as server,
+        connected(server.address) as stubs,
+    ):
+        session = stubs.sessions.CreateSession(CreateSessionRequest(model="lstm")).session
+    assert session.expire_time.seconds - session.create_time.seconds == 9
 
 
 def test_what_is_logged_is_one_line_of_pairs_per_event(repository: Repository) -> None:
@@ -364,30 +392,3 @@ def test_what_is_logged_is_one_line_of_pairs_per_event(repository: Repository) -
         ("unrolled.v1.CompletionService/Complete", "OK"),
         ("unrolled.v1.CompletionService/Complete", "NOT_FOUND"),
     ]
-
-
-def test_at_error_level_a_good_run_logs_nothing(repository: Repository) -> None:
-    environment = {"UNROLLED_LOG_LEVEL": "debug"}
-    ports = ["--port", "0", "--metrics-port", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unrolled_server", "--models", str(repository.path), *ports]
-        + ["--log-level", "error"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    try:
-        process.send_signal(signal.SIGCONT)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.communicate(timeout=0.01)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_onnxruntime_is_the_one_that_was_asked_for() -> None:
-    assert "CPUExecutionProvider" in onnxruntime.get_available_providers()
-
-
-def _unused(stubs: Stubs, metrics: Metrics, call: Callable[[], None]) -> None:
-    """Placeholder."""

@@ -217,7 +217,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         resigned(lambda c: c["states"][0].update(shape=["7"])),
         ("engine.onnx", "h_00"),
     ),
-    "state-name": (resigned(lambda c: c["states"][0].update(input="nope")), ("engine.onnx", "nope")),
+    "state-name": (
+        resigned(lambda c: c["states"][0].update(input="nope")),
+        ("engine.onnx", "nope"),
+    ),
     "state-shape": (
         resigned(lambda c: c["states"][0].update(shape=["2", "12"])),
         ("manifest.json", "states"),

@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
-from unrolled.v1.completion_pb2 import CompleteEvent, CompleteRequest
+from unrolled.v1.completion_pb2 import CompleteRequest
 from unrolled.v1.completion_pb2_grpc import CompletionServiceStub
 from unrolled.v1.model_pb2_grpc import ModelServiceStub
 from unrolled.v1.session_pb2 import CreateSessionRequest, GetSessionRequest
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
     from unrolled.v1.model_pb2_grpc import ModelServiceAsyncStub
     from unrolled.v1.session_pb2_grpc import SessionServiceAsyncStub
 
-Event: TypeAlias = CompleteEvent
 Options: TypeAlias = Sequence[tuple[str, str | int]]
 
 SECONDS = 60.0
 """Deadline of calls that are expected to end by themselves."""
 
 SMALL_WINDOW: Options = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024))
-"""A channel that takes little more than 64 KiB of a stream before somebody reads it."""
+"""A channel that takes at most 64 KiB of a stream before somebody reads it."""
 
-LONG = 60_000
-"""Tokens of a turn that, left unread on a channel of SMALL_WINDOW, does not end."""
+LONG = 6000
+"""Tokens of an unread turn: hundreds of kilobytes with their log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,14 @@ async def async_connected(address: str) -> AsyncIterator[AsyncStubs]:
 
 @contextmanager
 def unread_turn(address: str, request: CompleteRequest) -> Iterator[grpc.Call]:
-    """A streamed turn, begun and then left unread, so that it stays under way; then cancelled.
+    """A turn of LONG tokens, begun and then left unread, so that it does not end; then cancelled.
 
-    `request` has to draw LONG tokens. Iterate over what is yielded to read on.
+    Iterate over what is yielded to read on. The first event has been read.
     """
+    whole = CompleteRequest(max_tokens=LONG, logprobs=5)
+    whole.MergeFrom(request)
     with connected(address, SMALL_WINDOW) as stubs:
-        call = stubs.completions.StreamComplete(request, timeout=SECONDS)
+        call = stubs.completions.StreamComplete(whole, timeout=SECONDS)
         assert next(call).delta.token_ids
         try:
             yield cast("grpc.Call", call)
@@ -122,10 +123,14 @@ class Refusal:
 
 def refused(call: Callable[..., object], request: Message) -> Refusal:
     """Make a call that must fail, unary or streamed, and return how it did."""
-    with pytest.raises(grpc.RpcError) as caught:
+
+    def read_whole() -> None:
         answer = call(request, timeout=SECONDS)
         if isinstance(answer, Iterator):
             list(answer)
+
+    with pytest.raises(grpc.RpcError) as caught:
+        read_whole()
     return refusal_of(caught.value)
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from unrolled import (
+    Cancelled,
     Client,
     CompletionOptions,
     Conversation,
@@ -127,6 +128,10 @@ class Chat:
             try:
                 with on_interrupt(_stopper(conversation)):
                     self._show_events(conversation, commands)
+            except Cancelled:
+                raise Problem(
+                    "the turn was given up; /session tells where that left the session", 1
+                ) from None
             finally:
                 self._output.end_line()
 

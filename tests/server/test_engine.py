@@ -1,0 +1,134 @@
+"""The engine's thread on a real graph: failures, places, parking."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+from support.models import CHARACTERS, Repository
+from support.oracle import Draw, LoneRun, LoneSequence
+from unrolled_server.engine import Delivery, Engine, EngineFailure
+from unrolled_server.runner import Runner, RunnerConfig, StateSpec
+from unrolled_server.scheduler import MAX_UNREAD, ROW_STEPS
+from unrolled_server.turn import Task, Turn
+from unrolled_server.types import Checkpoint, Ending, Floats, Sampling, Tokens
+from unrolled_server.vocabulary import CharacterVocabulary
+
+ROWS = 4
+
+
+class UnsteadyRunner(Runner):
+    """Fails as many runs as it is told to."""
+
+    failures = 0
+
+    def run(self, rows: int, steps: int) -> tuple[Tokens, Floats]:
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("made to fail")
+        return super().run(rows, steps)
+
+
+@pytest.fixture
+def runner(repository: Repository) -> UnsteadyRunner:
+    folder = repository.path / "lstm" / "1"
+    states = json.loads((folder / "manifest.json").read_text())["states"]
+    specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
+    config = RunnerConfig("cpu", 1)
+    graph = folder / "engine.onnx"
+    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, ROW_STEPS, config)
+
+
+@pytest.fixture
+async def engine(runner: UnsteadyRunner) -> AsyncIterator[Engine]:
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    loop = asyncio.get_running_loop()
+    engine = Engine("lstm", runner, vocabulary, ROWS, Delivery(), loop)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def turn(seed: int, draws: int) -> Turn:
+    told = np.array([seed % 50, 7, 3], np.int32)
+    task = Task(Checkpoint(None, None, 0), told, draws, Sampling(seed), (), None, False, False)
+    return Turn(task)
+
+
+async def finish(turn: Turn) -> tuple[list[int], Ending]:
+    """All tokens that a turn draws, and how it ends."""
+    tokens: list[int] = []
+    while True:
+        message = await turn.next()
+        if isinstance(message, Ending):
+            return tokens, message
+        tokens += message.token_ids
+
+
+def lone_draws(repository: Repository, seed: int, draws: int) -> list[int]:
+    sequence = LoneSequence(LoneRun(repository.path / "lstm" / "1"), seed, None)
+    for token in (seed % 50, 7, 3):
+        sequence.tell(token)
+    return [sequence.draw(Draw())[0] for _ in range(draws)]
+
+
+async def test_more_turns_than_rows_all_end_right(engine: Engine, repository: Repository) -> None:
+    turns = [turn(seed, 5 + seed % 11) for seed in range(5 * ROWS)]
+    for each in turns:
+        engine.submit(each)
+    for seed, each in enumerate(turns):
+        tokens, _ = await finish(each)
+        assert tokens == lone_draws(repository, seed, 5 + seed % 11)
+
+
+async def test_a_failed_run_fails_its_turns_and_no_others(
+    engine: Engine, runner: UnsteadyRunner, repository: Repository
+) -> None:
+    runner.failures = 1
+    lost = turn(1, 20)
+    engine.submit(lost)
+    with pytest.raises(EngineFailure):
+        await finish(lost)
+    after = turn(2, 20)
+    engine.submit(after)
+    assert (await finish(after))[0] == lone_draws(repository, 2, 20)
+    assert engine.stats.failures == 1
+
+
+async def test_a_turn_that_nobody_reads_waits_and_goes_on_where_it_was(
+    engine: Engine, repository: Repository
+) -> None:
+    draws = 3 * MAX_UNREAD
+    unread = turn(3, draws)
+    engine.submit(unread)
+    # Turns that are read pass by, until the unread one has left the batch.
+    while not unread.parked:
+        read = turn(4, 20)
+        engine.submit(read)
+        assert (await finish(read))[0] == lone_draws(repository, 4, 20)
+    tokens: list[int] = []
+    while len(tokens) < draws:
+        message = await unread.next()
+        if isinstance(message, Ending):
+            break
+        tokens += message.token_ids
+        engine.nudge()
+    assert tokens == lone_draws(repository, 3, draws)
+
+
+async def test_a_cancelled_turn_gives_its_row_to_the_next(
+    engine: Engine, repository: Repository
+) -> None:
+    endless = [turn(seed, 10**9) for seed in range(ROWS)]
+    for each in endless:
+        engine.submit(each)
+    waiting = turn(9, 12)
+    engine.submit(waiting)
+    for each in endless:
+        await each.next()
+        each.cancelled = True
+    engine.nudge()
+    assert (await finish(waiting))[0] == lone_draws(repository, 9, 12)
