@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from unrolled_export.network import Floats, Network
 
+Tokens = NDArray[np.int64]
+States = dict[str, NDArray[Any]]
+"""State tensors [B, H] by the name of the graphs' input."""
 
-@dataclass(frozen=True)
-class Reference:
+
+class Reference(Protocol):
     """An implementation of a network that shares no code with the graphs."""
 
-    name: str
-    """What computes it, with its version."""
-    logprobs: Callable[[NDArray[Any]], Floats]
-    """From tokens [B, T], fed in turn from the zero state, to natural log-probabilities of what
-    follows each, [B, T, V]."""
+    @property
+    def name(self) -> str:
+        """What computes it, with its version."""
+
+    def advance(self, tokens: Tokens, states: States) -> tuple[Floats, States]:
+        """Feed tokens [B, T] in turn: natural log-probabilities [B, T, V] of what follows each,
+        and the states after the last."""
 
 
 def make_reference(network: Network) -> Reference:
     """PyTorch's modules where torch is installed, else NumPy."""
     try:
-        from unrolled_export.reference_torch import torch_reference
+        from unrolled_export.reference_torch import TorchReference
     except ModuleNotFoundError:
-        from unrolled_export.reference_numpy import numpy_reference
+        from unrolled_export.reference_numpy import NumpyReference
 
-        return numpy_reference(network)
-    return torch_reference(network)
+        return NumpyReference(network)
+    return TorchReference(network)
+
+
+def zero_states(network: Network, rows: int) -> States:
+    """The states before any token."""
+    return {state.input: np.zeros((rows, state.size), np.float32) for state in network.states}

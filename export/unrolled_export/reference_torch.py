@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from unrolled_export.network import Cell, Floats, Layer, Network
-from unrolled_export.reference import Reference
+from unrolled_export.reference import States, Tokens
 
 
-def torch_reference(network: Network) -> Reference:
+class TorchReference:
     """The network as nn.Embedding, nn.RNN, nn.GRU or nn.LSTM, and nn.Linear."""
-    modules = [_recurrent(network.cell, layer) for layer in network.layers]
-    head = nn.Linear(*reversed(network.head_weight.shape))
-    head.load_state_dict(_tensors({"weight": network.head_weight, "bias": network.head_bias}))
 
-    def logprobs(tokens: NDArray[Any]) -> Floats:
+    name = f"torch {torch.__version__.partition('+')[0]}"
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._layers = [_recurrent(network.cell, layer) for layer in network.layers]
+        self._head = nn.Linear(*reversed(network.head_weight.shape))
+        arrays = {"weight": network.head_weight, "bias": network.head_bias}
+        self._head.load_state_dict(_tensors(arrays))
+
+    def advance(self, tokens: Tokens, states: States) -> tuple[Floats, States]:
         with torch.inference_mode():
-            values = _embedded(network, torch.tensor(tokens))
-            for module in modules:
-                values, _ = module(values)
-            result: Floats = functional.log_softmax(head(values), dim=-1).numpy()
-            return result
+            nexts: States = {}
+            values = self._embedded(torch.tensor(tokens))
+            for index, layer in enumerate(self._layers):
+                names = [state.input for state in self._network.states_of(index)]
+                before = [torch.tensor(states[name], dtype=torch.float32)[None] for name in names]
+                values, after = layer(values, tuple(before) if len(before) > 1 else before[0])
+                afters = after if isinstance(after, tuple) else (after,)
+                nexts |= {name: a[0].numpy() for name, a in zip(names, afters, strict=True)}
+            return functional.log_softmax(self._head(values), dim=-1).numpy(), nexts
 
-    return Reference(f"torch {torch.__version__.partition('+')[0]}", logprobs)
-
-
-def _embedded(network: Network, tokens: torch.Tensor) -> torch.Tensor:
-    if network.embedding is None:
-        return functional.one_hot(tokens, network.vocabulary_size).float()
-    return functional.embedding(tokens, torch.tensor(network.embedding))
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self._network.embedding is None:
+            return functional.one_hot(tokens, self._network.vocabulary_size).float()
+        return functional.embedding(tokens, torch.tensor(self._network.embedding))
 
 
 def _recurrent(cell: Cell, layer: Layer) -> nn.RNNBase:

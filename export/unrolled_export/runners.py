@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unrolled_export.network import Floats, Network
+from unrolled_export.reference import States, Tokens
 from unrolled_export.runtime import Graph
 
-Tokens = NDArray[np.int64]
-States = dict[str, Floats]
-"""State tensors [B, H] by the name of the graphs' input."""
-
-_DRAW = -1
+DRAW = -1
+"""In place of a token: draw it."""
 
 
 class Runner(Protocol):
@@ -30,11 +28,6 @@ class Runner(Protocol):
 
     def advance(self, window: Tokens, states: States) -> tuple[Floats, States]:
         """Log-probabilities of the window's steps, and the states after them."""
-
-
-def zero_states(network: Network, rows: int) -> States:
-    """The states before any token."""
-    return {state.input: np.zeros((rows, state.size), np.float32) for state in network.states}
 
 
 class _GraphRunner:
@@ -69,17 +62,20 @@ class EngineRunner(_GraphRunner):
         outputs = self._run(window[:, 0], window[:, 1:].T, states)
         return outputs["logprobs"].swapaxes(0, 1), self._next_states(outputs)
 
-    def draw(self, pending: Tokens, steps: int, states: States) -> tuple[Tokens, States]:
-        """Greedy tokens [B, T] after `pending` [B], and the states before the last of them."""
-        outputs = self._run(pending, np.full((steps, len(pending)), _DRAW), states)
-        return outputs["tokens"].T.astype(np.int64), self._next_states(outputs)
+    def draw(self, pending: Tokens, told: Tokens, states: States, *, greedy: bool) -> Tokens:
+        """Tokens [B, T] that follow `pending` [B]: those of told [B, T] that are not DRAW, and
+        draws from the distribution as it is, the same every time, or the likeliest tokens."""
+        tokens: Tokens = self._run(pending, told.T, states, greedy)["tokens"].T.astype(np.int64)
+        return tokens
 
-    def _run(self, pending: Tokens, told: Tokens, states: States) -> dict[str, NDArray[Any]]:
-        """One run of told [K, B], drawing greedily where a step is not told."""
+    def _run(
+        self, pending: Tokens, told: Tokens, states: States, greedy: bool = True
+    ) -> dict[str, NDArray[Any]]:
+        """One run of told [K, B]."""
         rows = len(pending)
         sampling: dict[str, NDArray[Any]] = {
-            "uniforms": np.zeros(told.shape, np.float64),
-            "temperature": np.zeros(rows, np.float32),
+            "uniforms": np.random.default_rng(0).random(told.shape),
+            "temperature": np.full(rows, 0 if greedy else 1, np.float32),
             "top_k": np.zeros(rows, np.int32),
             "top_p": np.ones(rows, np.float32),
             "min_p": np.zeros(rows, np.float32),

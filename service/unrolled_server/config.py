@@ -44,6 +44,13 @@ def _seconds(text: str) -> float:
     return float(match[1]) * unit
 
 
+def _some_time(text: str) -> float:
+    value = _seconds(text)
+    if value == 0:
+        raise ValueError("more than 0")
+    return value
+
+
 def _directory(text: str) -> Path:
     path = Path(text)
     if not path.is_dir():
@@ -94,7 +101,7 @@ class Config:
     session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
     flush_tokens: int = _flag(_count, "16", "drawn tokens after which a message leaves")
     flush_interval: float = _flag(_seconds, "20ms", "time after which a message leaves")
-    write_timeout: float = _flag(_seconds, "30s", "how long a stream may stay unread")
+    write_timeout: float = _flag(_some_time, "30s", "how long a stream may stay unread")
     log_level: str = _flag(
         _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
     )

@@ -94,6 +94,9 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
                 await context.write(response)
         except TimeoutError as error:
             raise SlowReader(self._write_timeout) from error
+        except grpc.aio.InternalError as error:
+            # The caller is gone, and the cancellation that says so is on its way.
+            raise asyncio.CancelledError from error
 
 
 class SessionService(session_pb2_grpc.SessionServiceServicer):

@@ -17,26 +17,27 @@ from unrolled_export.errors import GraphError, ParityError
 from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.parity import check_parity
 from unrolled_export.portable_graph import portable_graph
-from unrolled_export.reference_numpy import numpy_reference
-from unrolled_export.reference_torch import torch_reference
+from unrolled_export.reference import zero_states
+from unrolled_export.reference_numpy import NumpyReference
+from unrolled_export.reference_torch import TorchReference
 from unrolled_export.runtime import Graph
 from unrolled_export.step_graph import step_graph
 
 Edit = Callable[[onnx.ModelProto], None]
 
 
-def network(cell: Cell = Cell.GRU, scale: float = 0.3) -> Network:
+def network(cell: Cell = Cell.GRU, scale: float = 0.3, hidden: int = 6) -> Network:
     random = np.random.default_rng(3)
 
     def array(*shape: int) -> np.ndarray:
         return random.normal(0, scale, shape).astype(np.float32)
 
-    rows = cell.gates * 6
-    sizes = (5, 6, 6)
+    rows = cell.gates * hidden
+    sizes = (5, hidden, hidden)
     layers = tuple(
-        Layer(array(rows, size), array(rows, 6), array(rows), array(rows)) for size in sizes
+        Layer(array(rows, size), array(rows, hidden), array(rows), array(rows)) for size in sizes
     )
-    return Network(cell, array(7, 5), layers, array(7, 6), array(7), 0)
+    return Network(cell, array(7, 5), layers, array(7, hidden), array(7), 0)
 
 
 def graphs(model: Network) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -55,26 +56,48 @@ def check(model: Network, portable: onnx.ModelProto, engine: onnx.ModelProto) ->
 @pytest.mark.parametrize("cell", Cell)
 def test_true_graphs_pass(cell: Cell) -> None:
     model = network(cell)
-    assert check(model, *graphs(model)) == ""
+    portable, engine = (graph.SerializeToString() for graph in graphs(model))
+    assert check_parity(model, portable, engine).reference.startswith("torch ")
+
+
+def assert_references_agree(model: Network) -> None:
+    """In two chunks, the second with the state that the first left."""
+    tokens = np.random.default_rng(0).integers(0, 7, (3, 50))
+    ours, theirs = NumpyReference(model), TorchReference(model)
+    our_states = their_states = zero_states(model, 3)
+    for chunk in (tokens[:, :20], tokens[:, 20:]):
+        ours_said, our_states = ours.advance(chunk, our_states)
+        theirs_said, their_states = theirs.advance(chunk, their_states)
+        np.testing.assert_allclose(ours_said, theirs_said, atol=1e-5)
+        for name in (state.input for state in model.states):
+            np.testing.assert_allclose(our_states[name], their_states[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", Cell)
 def test_references_agree(cell: Cell) -> None:
-    model = network(cell)
-    tokens = np.random.default_rng(0).integers(0, 7, (3, 50))
-    ours, theirs = (make(model).logprobs(tokens) for make in (numpy_reference, torch_reference))
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert_references_agree(network(cell))
 
 
 def test_references_agree_on_one_hot_input() -> None:
     model = network()
-    random = np.random.default_rng(4)
-    weight_ih = random.normal(0, 0.5, (18, 7)).astype(np.float32)
+    weight_ih = np.random.default_rng(4).normal(0, 0.5, (18, 7)).astype(np.float32)
     first = replace(model.layers[0], weight_ih=weight_ih)
-    model = replace(model, embedding=None, layers=(first, *model.layers[1:]))
-    tokens = random.integers(0, 7, (2, 50))
-    ours, theirs = (make(model).logprobs(tokens) for make in (numpy_reference, torch_reference))
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert_references_agree(replace(model, embedding=None, layers=(first, *model.layers[1:])))
+
+
+def test_a_chaotic_network_passes_with_states_of_the_reference() -> None:
+    model = network(Cell.RNN_TANH, scale=0.2, hidden=64)
+    portable, engine = (graph.SerializeToString() for graph in graphs(model))
+    parity = check_parity(model, portable, engine)
+    assert parity.reference.endswith(", state taken every 8 steps")
+    assert parity.max_abs_logprob_error <= 1e-4
+
+
+def test_a_wrong_graph_of_a_chaotic_network() -> None:
+    model = network(Cell.RNN_TANH, scale=0.2, hidden=64)
+    portable, engine = graphs(model)
+    forget_the_state(portable)
+    assert check(model, portable, engine).startswith("model.onnx, in chunks of odd sizes: ")
 
 
 def reset_before_the_product(graph: onnx.ModelProto) -> None:

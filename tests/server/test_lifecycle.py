@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import cast
+from typing import NoReturn, cast
 
 import grpc
 import pytest
@@ -43,6 +43,7 @@ from unrolled.v1.completion_pb2 import (
 )
 from unrolled.v1.session_pb2 import CreateSessionRequest, GetSessionRequest
 from unrolled_server.__main__ import main
+from unrolled_server.config import Config
 
 SERVICES = (
     "unrolled.v1.CompletionService",
@@ -263,6 +264,17 @@ def test_cuda_without_a_device_is_one_line(repository: Repository) -> None:
     assert "--device cuda" in line
 
 
+@pytest.fixture
+def never_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a configuration that is accepted by mistake fail, rather than be served."""
+
+    def serve(config: Config) -> NoReturn:
+        raise AssertionError(config)
+
+    monkeypatch.setattr("unrolled_server.__main__.serve", serve)
+
+
+@pytest.mark.usefixtures("never_serves")
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -277,7 +289,7 @@ def test_cuda_without_a_device_is_one_line(repository: Repository) -> None:
         (("--max-sessions", "0"), "--max-sessions"),
         (("--max-prompt-bytes", "1MB"), "--max-prompt-bytes"),
         (("--session-ttl", "forever"), "--session-ttl"),
-        (("--session-ttl", "-1s"), "--session-ttl"),
+        (("--session-ttl=-1s",), "--session-ttl"),
         (("--log-level", "loud"), "--log-level"),
         (("--write-timeout", ""), "--write-timeout"),
         (("--write-timeout", "0"), "--write-timeout"),
@@ -293,6 +305,7 @@ def test_a_bad_flag_is_named(
     assert named in line
 
 
+@pytest.mark.usefixtures("never_serves")
 @pytest.mark.parametrize(
     ("variable", "value"),
     [

@@ -20,7 +20,7 @@ from unrolled import (
     error_from_status,
 )
 from unrolled.cli.interrupts import on_interrupt
-from unrolled.cli.lines import line_reader
+from unrolled.cli.lines import line_reader, typed_input
 from unrolled.cli.options import add_completion_options, completion_options, uint64
 from unrolled.cli.output import Output
 from unrolled.cli.problems import Problem, explain
@@ -186,7 +186,7 @@ def _end(chat: Chat, arguments: argparse.Namespace) -> None:
 
 def _loop(chat: Chat, server: str) -> None:
     """Takes lines to the end of input. Without a terminal the first failure is the end too."""
-    interactive = sys.stdin.isatty()
+    interactive = typed_input()
     read = line_reader(typed=interactive)
     while True:
         try:
@@ -194,6 +194,8 @@ def _loop(chat: Chat, server: str) -> None:
             if line is None or not chat.take(line):
                 return
         except KeyboardInterrupt:
+            if not interactive:
+                raise
             print("\n/quit or Ctrl-D leaves", file=sys.stderr)
         except (UnrolledError, Problem) as error:
             if not interactive:

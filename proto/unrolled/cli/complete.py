@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from unrolled import Client, CompletionStream, TokenLogprob
+from unrolled.cli.lines import typed_input
 from unrolled.cli.options import add_completion_options, completion_options, int32, uint64
-from unrolled.cli.output import Output
+from unrolled.cli.output import Output, to_terminal
 from unrolled.cli.problems import Problem
 from unrolled.cli.served import only_model
 from unrolled.cli.tables import json_line, logprob_table
@@ -65,10 +66,10 @@ def run(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _prompt(argument: str | None) -> str:
-    if argument is None and (sys.stdin is None or sys.stdin.isatty()):
-        return ""
     if argument is not None and argument != "-":
         return argument
+    if sys.stdin is None or (argument is None and typed_input()):
+        return ""
     try:
         # Not as text: a line break is told to the model as it stands.
         return sys.stdin.buffer.read().decode()
@@ -92,7 +93,7 @@ def _print_text(prompt: str, stream: CompletionStream) -> None:
         waiting = ""
         logprobs.extend(delta.logprobs)
     output.write(waiting)
-    if sys.stdout.isatty():
+    if to_terminal():
         output.end_line()
     if logprobs:
         print(logprob_table(logprobs), file=sys.stderr)

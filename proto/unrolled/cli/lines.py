@@ -6,7 +6,13 @@ import contextlib
 import sys
 from collections.abc import Callable
 
+from unrolled.cli.output import to_terminal
 from unrolled.cli.problems import Problem
+
+
+def typed_input() -> bool:
+    """Whether somebody types at a terminal; closed standard input is None."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def line_reader(*, typed: bool) -> Callable[[], str | None]:
@@ -25,7 +31,7 @@ def line_reader(*, typed: bool) -> Callable[[], str | None]:
 
 def _typed_line() -> str | None:
     try:
-        line = input("> " if sys.stdout.isatty() else "")
+        line = input("> " if to_terminal() else "")
         line.encode()
     except UnicodeError:
         raise Problem("that line is not valid text", 2) from None
@@ -37,7 +43,7 @@ def _typed_line() -> str | None:
 
 
 def _piped_line() -> str | None:
-    line = sys.stdin.buffer.readline()
+    line = sys.stdin.buffer.readline() if sys.stdin is not None else b""
     try:
         return line.removesuffix(b"\n").decode() if line else None
     except UnicodeDecodeError:

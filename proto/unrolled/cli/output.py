@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+
+def to_terminal() -> bool:
+    """Whether somebody reads at a terminal; closed standard output is None."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
 
 class Output:
     """Prints pieces of text at once, and knows whether a line is begun."""
