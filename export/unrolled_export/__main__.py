@@ -56,7 +56,10 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--validation", type=_share, default=0.1, help="share of the text's end held out"
     )
     train.add_argument(
-        "--sample-every", type=int, default=0, help="updates between samples; 0: an epoch"
+        "--sample-every",
+        type=int,
+        default=0,
+        help="updates between samples; 0: with each validation",
     )
     train.add_argument(
         "--start-token", metavar="TOKEN", help="noted for convert, as are end tokens"

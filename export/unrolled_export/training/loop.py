@@ -78,7 +78,7 @@ class Trainer:
         self.updates_per_epoch = max(1, len(corpus.train) // (recipe.batch_size * recipe.chunk))
         self.updates = self.updates_per_epoch * recipe.epochs
         self.close_every = max(self.updates_per_epoch, MIN_UPDATES_BETWEEN_VALIDATIONS)
-        self.sample_every = sample_every or self.updates_per_epoch
+        self.sample_every = sample_every or self.close_every
         self.streams = Streams(corpus.train, recipe.batch_size)
         self.state: State | None = None
         self.progress = Progress()
@@ -122,7 +122,7 @@ class Trainer:
         self.optimizer.step()
         self.state = detached(state)
         self.progress.updates += 1
-        return float(loss), self.state
+        return loss.item(), self.state
 
     def _schedule(self, update: int) -> float:
         """Share of the peak learning rate at `update`."""
@@ -177,11 +177,9 @@ class Trainer:
         for start in range(0, length, VALIDATION_CHUNK):
             stop = start + VALIDATION_CHUNK
             logits, state = self.model(inputs[:, start:stop], state)
-            total += float(
-                functional.cross_entropy(
-                    logits.flatten(0, 1), targets[:, start:stop].flatten(), reduction="sum"
-                )
-            )
+            total += functional.cross_entropy(
+                logits.flatten(0, 1), targets[:, start:stop].flatten(), reduction="sum"
+            ).item()
         self.model.train()
         return total / (count * length)
 
