@@ -241,11 +241,14 @@ def _draw(step: GraphBuilder, vocabulary: int) -> str:
 def _filtered(step: GraphBuilder, vocabulary: int) -> onnx.GraphProto:
     """Chances with min_p, top_k and top_p applied in this order, zero where dropped.
 
+    Tokens are ranked by log-probability, which tells apart what a high temperature makes equal.
     top_p is a share of what the other two left. Each row's parameters may keep everything,
     and then its chances pass unchanged to the last bit.
     """
     graph = step.subgraph("filtered_chances")
-    largest, order = graph.split_outputs("TopK", ["chances", graph.integers([vocabulary])], 2)
+    size = graph.integers([vocabulary])
+    _, order = graph.split_outputs("TopK", ["step_logprobs", size], 2)
+    largest = graph.node("GatherElements", ["chances", order], axis=1)
     first = graph.node("Gather", [largest, graph.integers([0])], axis=1)
     likely = graph.node("GreaterOrEqual", [largest, graph.node("Mul", [first, "min_p_column"])])
     ranks = graph.integers(np.arange(vocabulary)[None], np.int32)

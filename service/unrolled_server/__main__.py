@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from unrolled_server.config import ConfigError, parse_config
 from unrolled_server.logs import set_up_logs
-from unrolled_server.runner import RunnerError
+from unrolled_server.runner import DeviceError
 from unrolled_server.server import BindError, serve
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logs(config.log_level)
     try:
         asyncio.run(serve(config))
-    except (BindError, RunnerError) as error:
+    except (BindError, DeviceError) as error:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 1
     return 0

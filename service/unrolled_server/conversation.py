@@ -8,10 +8,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from google.rpc import status_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
-from unrolled_server.errors import Draining, InvalidField, ServerError, SlowReader
+from unrolled_server.engine import EngineFailure
+from unrolled_server.errors import (
+    Draining,
+    FieldError,
+    InvalidField,
+    ServerError,
+    SlowReader,
+)
 from unrolled_server.scoring import Scores
 from unrolled_server.sessions import Session
-from unrolled_server.status import status_of
+from unrolled_server.status import InternalError, status_of
 from unrolled_server.turns import ActiveTurn, Turns
 from unrolled_server.types import TurnRequest
 from unrolled_server.wire import (
@@ -48,7 +55,8 @@ class Command:
 class Conversation:
     """Carries out the commands of one stream in order; a stop acts as soon as it is read.
 
-    A command that fails ends with an error event, and the stream goes on.
+    A command that fails ends with an error event, and the stream goes on. Behind MAX_QUEUED
+    commands that have not begun nothing more is read, a stop neither.
     """
 
     def __init__(self, turns: Turns, send: Send) -> None:
@@ -105,7 +113,7 @@ class Conversation:
     def _stop(self) -> None:
         """Stop the first completion that has not ended; without one there is nothing to do."""
         for command in self._unfinished:
-            if command.kind == "complete" and not command.stopped:
+            if command.kind == "complete":
                 command.stop()
                 return
 
@@ -116,7 +124,12 @@ class Conversation:
             # A write is still on its way: there is no telling the caller within the stream.
             raise
         except ServerError as error:
+            if isinstance(error, FieldError) and command.kind is not None:
+                error.put_inside(command.kind)
             await self._event(command, error=status_of(error))
+        except EngineFailure:
+            # The engine has logged it; the session is where it was, and the stream goes on.
+            await self._event(command, error=status_of(InternalError()))
 
     async def _carry_out(self, command: Command) -> None:
         message = command.message
@@ -126,11 +139,12 @@ class Conversation:
             await self._open(command)
             return
         if self._session is None:
-            raise InvalidField("command", f"open comes before {command.kind}")
+            raise InvalidField("session", "the stream has not opened one; open comes first")
         session = self._session.name
         if command.kind == "complete":
-            if message.complete.model or message.complete.session:
-                raise InvalidField("complete.session", "model and session stay empty in a stream")
+            for field in ("model", "session"):
+                if getattr(message.complete, field):
+                    raise InvalidField(field, "stays empty in a stream, which has opened one")
             message.complete.session = session
             await self._complete(command, complete_turn(message.complete))
         elif command.kind == "feed":
@@ -141,13 +155,13 @@ class Conversation:
     async def _open(self, command: Command) -> None:
         opening = command.message.open
         if self._session is not None:
-            raise InvalidField("open", f"the stream has opened {self._session.name} already")
+            raise InvalidField("session", f"the stream has opened {self._session.name} already")
         if bool(opening.model) == bool(opening.session):
-            raise InvalidField("open.model", "either a model or a session is needed")
+            raise InvalidField("model", "either a model or a session is needed")
         seed = opening.seed if opening.HasField("seed") else None
         if opening.session:
             if seed is not None:
-                raise InvalidField("open.seed", "an existing session keeps its seed")
+                raise InvalidField("seed", "an existing session keeps its seed")
             self._session = self._turns.sessions.get(opening.session)
         else:
             model = self._turns.models.model(opening.model)
@@ -165,7 +179,9 @@ class Conversation:
 
     async def _score(self, command: Command, request: TurnRequest) -> None:
         scores = Scores(command.message.score.HasField("logprobs"))
-        async with self._turns.begin(request) as turn:
+        beginning = self._turns.begin(request)
+        scores.check_size(request, beginning)
+        async with beginning as turn:
             async for delta in turn:
                 scores.add(delta, turn.model.vocabulary)
         await self._event(command, score=scores.response(turn.model.label))

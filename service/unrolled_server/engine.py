@@ -15,6 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
+import numpy as np
+from numpy.typing import NDArray
+
+from unrolled_server.logs import log_event
 from unrolled_server.row import Row
 from unrolled_server.runner import Runner
 from unrolled_server.scheduler import Scheduler
@@ -41,9 +45,10 @@ class Delivery:
 
 
 class Engine:
-    """Owns the rows of one model. All methods but `submit`, `nudge` and `close` are its thread's.
+    """Owns the rows of one model.
 
-    Messages go to `deliver`, a callback of the event loop, once per step.
+    Other threads call `start`, `submit`, `nudge` and `close`; the rest is the engine's thread's.
+    Messages reach their turns in the event loop, all those of a step with one wake-up.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.stats = EngineStats()
+        self._name = name
         self._runner = runner
         self._vocabulary = vocabulary
         self._scheduler = Scheduler(capacity)
@@ -227,9 +233,19 @@ class Engine:
                 delta = row.flush(now)
                 if delta is not None:
                     self._send(row, delta, before, now)
+        overflowed: NDArray[np.bool_] = np.isnan(logprobs[:, :, 0]).any(axis=0)
         for place in reversed(range(len(self._scheduler.active))):
-            if self._scheduler.active[place].steps_left == 0:
+            if overflowed[place]:
+                self._fail(place)
+            elif self._scheduler.active[place].steps_left == 0:
                 self._finish(place)
+
+    def _fail(self, place: int) -> None:
+        """A row's state has left the range of float32, as that of a ReLU network can."""
+        row = self._scheduler.active[place]
+        log_event(logger, logging.ERROR, "state_overflow", model=self._name)
+        self._outbox.append((row.turn, EngineFailure("the state is not finite any more")))
+        self._leave(place)
 
     def _send(self, row: Row, delta: Delta, before: float | None, now: float) -> None:
         self._outbox.append((row.turn, delta))

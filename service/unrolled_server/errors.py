@@ -4,8 +4,10 @@ A ServerError knows its canonical code and the reason that callers can act on; i
 nothing of gRPC. One interceptor turns it into a status.
 
     ServerError
-    +-- InvalidField          a field's value; names the field
-    |   +-- UnknownText       text that the vocabulary lacks
+    +-- FieldError            names a field
+    |   +-- InvalidField      its value
+    |   |   +-- UnknownText   text that the vocabulary lacks
+    |   +-- NotImplementedYet
     +-- ModelNotFound
     +-- SessionNotFound
     +-- SessionBusy
@@ -15,7 +17,6 @@ nothing of gRPC. One interceptor turns it into a status.
     +-- TooManySessions
     +-- SlowReader
     +-- Draining
-    +-- NotImplementedYet
 """
 
 from __future__ import annotations
@@ -47,16 +48,25 @@ class ServerError(Exception):
         super().__init__(self.message)
 
 
-class InvalidField(ServerError):
-    """The value of `field` is outside what the contract allows."""
-
-    code = "INVALID_ARGUMENT"
-    reason = "INVALID_FIELD"
+class FieldError(ServerError):
+    """Something is the matter with `field`, a path in the request."""
 
     def __init__(self, field: str, problem: str, **metadata: str) -> None:
         super().__init__(f"{field}: {problem}", field=field, **metadata)
         self.field = field
         self.problem = _short(problem)
+
+    def put_inside(self, message: str) -> None:
+        """The request turned out to be the field `message` of a larger one."""
+        self.field = self.metadata["field"] = f"{message}.{self.field}"
+        self.message = _short(f"{self.field}: {self.problem}")
+
+
+class InvalidField(FieldError):
+    """The value of `field` is outside what the contract allows."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_FIELD"
 
 
 class UnknownText(InvalidField):
@@ -123,7 +133,7 @@ class Overloaded(ServerError):
     retry_after = 1.0
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} turns are waiting already", limit=str(limit))
+        super().__init__(f"{limit} turns are under way or wait already", limit=str(limit))
 
 
 class TooManySessions(ServerError):
@@ -151,11 +161,11 @@ class Draining(ServerError):
         super().__init__("the server is shutting down and takes no new turns")
 
 
-class NotImplementedYet(ServerError):
+class NotImplementedYet(FieldError):
     """A part of the contract that this release does not act on."""
 
     code = "UNIMPLEMENTED"
     reason = "NOT_IMPLEMENTED"
 
     def __init__(self, field: str) -> None:
-        super().__init__(f"{field}: this release does not act on it", field=field)
+        super().__init__(field, "this release does not act on it")

@@ -67,11 +67,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         started = time.perf_counter()
         self._metrics.started.labels(method).inc()
         code = "OK"
+        failure: ServerError | None = None
         try:
             yield
         except ServerError as error:
-            code = error.code
-            await _abort(context, error)
+            code, failure = error.code, error
         except asyncio.CancelledError:
             code = "CANCELLED" if _time_left(context) else "DEADLINE_EXCEEDED"
             raise
@@ -79,14 +79,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             code = context.code().name
             raise
         except Exception:
-            code = "INTERNAL"
+            code, failure = "INTERNAL", InternalError()
             logger.exception("call_failed", extra={"fields": {"method": method}})
-            await _abort(context, InternalError())
         finally:
             seconds = time.perf_counter() - started
             self._metrics.handled.labels(method, code).inc()
             self._metrics.seconds.labels(method).observe(seconds)
             log_event(logger, logging.DEBUG, "call", method=method, code=code, seconds=seconds)
+        if failure is not None:
+            # Counted before: the status of an unread stream leaves when its reader reads.
+            await _abort(context, failure)
 
 
 def _time_left(context: Context) -> bool:
@@ -97,7 +99,11 @@ def _time_left(context: Context) -> bool:
 async def _abort(context: Context, error: ServerError) -> None:
     # to_status packs the google.rpc.Status into the trailer that clients unpack.
     status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+    try:
+        await context.abort(status.code, status.details, status.trailing_metadata)
+    except grpc.aio.InternalError as gone:
+        # Nobody is there to be told.
+        raise asyncio.CancelledError from gone
 
 
 def _parser(handler: Handler) -> Behaviour:

@@ -16,7 +16,7 @@ from unrolled.v1 import model_pb2
 from unrolled_server.engine import Engine
 from unrolled_server.logs import log_event
 from unrolled_server.models import Entry, Models, ServedModel
-from unrolled_server.runner import Runner, RunnerConfig, StateSpec
+from unrolled_server.runner import DeviceError, Runner, RunnerConfig, StateSpec
 from unrolled_server.scheduler import ROW_STEPS
 from unrolled_server.vocabulary import CharacterVocabulary, Vocabulary
 
@@ -69,13 +69,15 @@ def _load_entry(
     try:
         manifest = _read_manifest(version)
         model = _load(version, manifest, rows, config, start_engine)
+    except DeviceError:
+        raise
     except Exception as error:
         # Whatever is wrong with one folder, the other models serve.
         manifest.name, manifest.version = name, int(version.name)
         manifest.status = model_pb2.Model.STATUS_FAILED
-        manifest.status_detail = str(error)
+        manifest.status_detail = reason = str(error).encode(errors="replace").decode()
         label = f"{name}/{version.name}"
-        log_event(logger, logging.ERROR, "model_failed", model=label, reason=str(error))
+        log_event(logger, logging.ERROR, "model_failed", model=label, reason=reason)
         return Entry(manifest, None)
     manifest.status = model_pb2.Model.STATUS_READY
     seconds = time.perf_counter() - started

@@ -13,6 +13,7 @@ from unrolled_server.vocabulary import Vocabulary
 
 UNIFORMS_BLOCK = 256
 SCORES_PER_DELTA = 4096
+"""Log-probabilities that the event loop turns into messages at once, alternatives included."""
 
 
 class Row:
@@ -143,7 +144,8 @@ class Row:
     def due(self, now: float, tokens: int, interval: float) -> bool:
         """Whether a delta should leave: the first at once, others by count or by time."""
         if self.turn.task.scores:
-            return len(self._tokens) >= SCORES_PER_DELTA
+            top = 0 if self._tape is None else self._tape.top
+            return len(self._tokens) * (1 + top) >= SCORES_PER_DELTA
         if not self._tokens or self._replays:
             return False
         return self.flushed is None or len(self._tokens) >= tokens or now - self.flushed >= interval

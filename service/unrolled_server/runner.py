@@ -24,6 +24,10 @@ class RunnerError(Exception):
     """The graph cannot be run; the message says why."""
 
 
+class DeviceError(Exception):
+    """No graph can be run on the device that was asked for."""
+
+
 @dataclass(frozen=True)
 class StateSpec:
     """One state tensor: its names in the graph and its width."""
@@ -181,9 +185,9 @@ class Runner:
 
 
 def check_device(device: str) -> None:
-    """Raise RunnerError where graphs cannot run on `device` at all."""
+    """Raise DeviceError where there is no such device."""
     if device == "cuda" and not _has_cuda():
-        raise RunnerError("--device cuda: no CUDA device, or no onnxruntime that can use it")
+        raise DeviceError("--device cuda: no CUDA device, or no onnxruntime that can use it")
 
 
 def _open_session(graph: Path, config: RunnerConfig) -> tuple[onnxruntime.InferenceSession, str]:
@@ -193,7 +197,7 @@ def _open_session(graph: Path, config: RunnerConfig) -> tuple[onnxruntime.Infere
         if session.get_providers()[0] == "CUDAExecutionProvider":
             return session, "cuda"
     if config.device == "cuda":
-        raise RunnerError("--device cuda: the session does not run on a CUDA device")
+        raise DeviceError("--device cuda: the session does not run on a CUDA device")
     return _session(graph, config, ["CPUExecutionProvider"]), "cpu"
 
 

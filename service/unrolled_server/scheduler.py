@@ -64,14 +64,19 @@ class Scheduler:
         self.parked.append(row)
 
     def unpark(self) -> None:
-        """Rows whose readers have caught up, or are gone, wait for a place again."""
+        """Rows whose readers have caught up wait for a place again, those that stop first."""
         still = []
         for row in self.parked:
-            if row.turn.cancelled or row.turn.stopping or 2 * row.unread <= MAX_UNREAD:
-                row.turn.parked = False
+            if row.turn.cancelled:
+                continue
+            if row.turn.stopping:
+                self.waiting.appendleft(row)
+            elif 2 * row.unread <= MAX_UNREAD:
                 self.waiting.append(row)
             else:
                 still.append(row)
+                continue
+            row.turn.parked = False
         self.parked = still
 
     def steps(self) -> int:

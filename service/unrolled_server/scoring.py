@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 from unrolled.v1 import completion_pb2
 
-from unrolled_server.types import Delta
+from unrolled_server.turns import ActiveTurn
+from unrolled_server.types import Delta, TurnRequest
 from unrolled_server.vocabulary import Vocabulary
-from unrolled_server.wire import logprob_messages
+from unrolled_server.wire import check_answer_size, logprob_messages
 
 
 class Scores:
@@ -15,19 +17,27 @@ class Scores:
 
     def __init__(self, wants_tokens: bool) -> None:
         self._wants_tokens = wants_tokens
-        self._tokens: list[completion_pb2.TokenLogprob] = []
-        self._total = 0.0
+        self._response = completion_pb2.ScoreResponse()
+        self._logprobs: list[float] = []
+
+    def check_size(self, request: TurnRequest, turn: ActiveTurn) -> None:
+        """Refuse a turn whose answer might not fit in one message. Raises InvalidField."""
+        if self._wants_tokens:
+            remedy = "score less at once, or ask for fewer"
+            check_answer_size(turn.told, request.logprobs, turn.model.vocabulary, remedy)
 
     def add(self, delta: Delta, vocabulary: Vocabulary) -> None:
         """Take one delta."""
         if delta.logprobs is None:
             return
-        self._total += float(np.nansum(delta.logprobs.chosen, dtype=np.float64))
+        self._logprobs += delta.logprobs.chosen[~delta.logprobs.unset].tolist()
         if self._wants_tokens:
-            self._tokens.extend(logprob_messages(delta.token_ids, delta.logprobs, vocabulary))
+            messages = logprob_messages(delta.token_ids, delta.logprobs, vocabulary)
+            self._response.tokens.extend(messages)
 
     def response(self, model: str) -> completion_pb2.ScoreResponse:
         """The answer; the total is in nats, over the tokens that something precedes."""
-        return completion_pb2.ScoreResponse(
-            tokens=self._tokens, total_logprob=self._total, model=model
-        )
+        # Rounded once, so that it does not depend on how the deltas were cut.
+        self._response.total_logprob = math.fsum(self._logprobs)
+        self._response.model = model
+        return self._response

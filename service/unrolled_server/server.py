@@ -66,7 +66,7 @@ class BindError(Exception):
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way.
 
-    Raises RunnerError where the device is not there, BindError where a port is taken.
+    Raises DeviceError where the device is not there, BindError where a port is taken.
     """
     check_device(config.device)
     stopping = _stop_signal()

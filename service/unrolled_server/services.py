@@ -24,6 +24,7 @@ from unrolled_server.scoring import Scores
 from unrolled_server.sessions import Sessions
 from unrolled_server.turns import Turns
 from unrolled_server.wire import (
+    check_answer_size,
     complete_turn,
     delta_message,
     idle_ttl,
@@ -50,7 +51,11 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
     ) -> completion_pb2.CompleteResponse:
         response = completion_pb2.CompleteResponse()
         texts = []
-        async with self._turns.begin(complete_turn(request)) as turn:
+        asked = complete_turn(request)
+        beginning = self._turns.begin(asked)
+        remedy = "use StreamComplete, or ask for fewer"
+        check_answer_size(asked.max_tokens, asked.logprobs, beginning.model.vocabulary, remedy)
+        async with beginning as turn:
             async for delta in turn:
                 part = delta_message(delta, turn.model.vocabulary)
                 texts.append(part.text)
@@ -83,7 +88,10 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
         self, request: completion_pb2.ScoreRequest, context: Context
     ) -> completion_pb2.ScoreResponse:
         scores = Scores(request.HasField("logprobs"))
-        async with self._turns.begin(score_turn(request)) as turn:
+        asked = score_turn(request)
+        beginning = self._turns.begin(asked)
+        scores.check_size(asked, beginning)
+        async with beginning as turn:
             async for delta in turn:
                 scores.add(delta, turn.model.vocabulary)
         return scores.response(turn.model.label)
@@ -128,10 +136,9 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         if request.model:
             self._models.manifest(request.model)
         size = request.page_size or DEFAULT_PAGE
-        page = self._sessions.page(request.model, size + 1, request.page_token)
+        page, after = self._sessions.page(request.model, size, request.page_token)
         return session_pb2.ListSessionsResponse(
-            sessions=map(session_message, page[:size]),
-            next_page_token=page[size - 1].name if len(page) > size else "",
+            sessions=map(session_message, page), next_page_token=after
         )
 
     async def ForkSession(

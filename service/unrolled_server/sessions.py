@@ -10,8 +10,7 @@ import heapq
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 
 from sortedcontainers import SortedDict
 
@@ -21,6 +20,10 @@ from unrolled_server.states import StateSlabs
 from unrolled_server.types import Checkpoint
 
 SPARE_EXPIRIES = 1024
+
+
+MAX_LOOKED_AT = 5000
+"""Sessions that one page, or one round of expiry, looks at: the event loop waits for it."""
 
 
 class Session:
@@ -115,22 +118,28 @@ class Sessions:
             raise SessionNotFound(name)
         return session
 
-    def page(self, model: str, size: int, after: str) -> list[Session]:
+    def page(self, model: str, size: int, after: str) -> tuple[list[Session], str]:
         """Up to `size` sessions in the order of names, from behind the name `after`.
 
-        `model` is a name, a name/version, or empty for all.
+        `model` is a name, a name/version, or empty for all. Also the name to go on behind,
+        empty at the end; a page may be short where many sessions do not match.
         """
         names = self._sessions.irange(minimum=after, inclusive=(False, True))
-        matching = (
-            session
-            for session in map(self._sessions.__getitem__, names)
-            if model in ("", session.model.name, session.model.label) and not self._is_over(session)
-        )
-        return list(islice(matching, size))
+        page: list[Session] = []
+        for looked, name in enumerate(names):
+            if len(page) == size or looked == MAX_LOOKED_AT:
+                return page, after
+            session = self._sessions[name]
+            matches = model in ("", session.model.name, session.model.label)
+            if matches and not self._is_over(session):
+                page.append(session)
+            after = name
+        return page, ""
 
     def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
         parent = self.get(name)
+        self.touch(parent)
         child = self.create(parent.model, parent.seed if seed is None else seed, parent.idle_ttl)
         self._replace(child, self.checkpoint(parent))
         return child
@@ -169,10 +178,16 @@ class Sessions:
         self._replace(session, checkpoint)
         session.used = self._clock()
 
+    def touch(self, session: Session) -> None:
+        """Count a read of the session's state as a use of it."""
+        session.used = self._clock()
+
     def expire(self) -> None:
-        """End the sessions whose idle time is over."""
+        """End sessions whose idle time is over; of very many, some."""
         now = self._clock()
-        while self._expiries and self._expiries[0][0] <= now:
+        for _ in range(MAX_LOOKED_AT):
+            if not self._expiries or self._expiries[0][0] > now:
+                return
             _, name = heapq.heappop(self._expiries)
             session: Session | None = self._sessions.get(name)
             if session is None or session.expires is None:
@@ -210,9 +225,3 @@ class Sessions:
 
     def _slabs_of(self, model: ServedModel) -> StateSlabs:
         return self._slabs.setdefault(model, StateSlabs(model.state_size))
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    def __iter__(self) -> Iterator[Session]:
-        return iter(self._sessions.values())

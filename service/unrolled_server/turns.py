@@ -73,6 +73,11 @@ class ActiveTurn:
             raise RuntimeError("the turn has not ended")
         return self._outcome
 
+    @property
+    def told(self) -> int:
+        """Tokens that the turn tells."""
+        return len(self._turn.task.told)
+
     def stop(self) -> None:
         """Draw no more; the turn ends with what was drawn."""
         self._turn.stopping = True
@@ -159,6 +164,8 @@ class Turns:
         if self._under_way[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
         start = FRESH if session is None else self.sessions.checkpoint(session)
+        if session is not None and request.reads_only:
+            self.sessions.touch(session)
         task = self._task(request, model, session, start)
         return ActiveTurn(self, model, None if request.reads_only else session, task)
 
@@ -166,6 +173,8 @@ class Turns:
         if not request.session:
             if not request.model:
                 raise InvalidField("model", "a model or a session is needed")
+            if request.expected_position is not None:
+                raise InvalidField("expected_position", "needs a session")
             return self.models.model(request.model), None
         session = self.sessions.get(request.session)
         model = session.model
@@ -216,12 +225,16 @@ class Turns:
             return self._encoded(tell, field, model)
         if len(tell) > limit:
             raise InvalidField(field, f"{len(tell)} tokens are over the limit {limit}")
+        return self._known(np.fromiter(tell, np.int32, len(tell)), field, model)
+
+    @staticmethod
+    def _known(tokens: Tokens, field: str, model: ServedModel) -> Tokens:
         size = model.vocabulary.size
-        outside = np.flatnonzero((tell < 0) | (tell >= size))
+        outside = np.flatnonzero((tokens < 0) | (tokens >= size))
         if len(outside):
             place = int(outside[0])
-            raise InvalidField(f"{field}.ids", f"{tell[place]} at {place} is not in [0, {size})")
-        return tell
+            raise InvalidField(f"{field}.ids", f"{tokens[place]} at {place} is not in [0, {size})")
+        return tokens
 
     @staticmethod
     def _encoded(text: str, field: str, model: ServedModel) -> Tokens:

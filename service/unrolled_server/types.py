@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -43,7 +44,7 @@ class TurnRequest:
 
     model: str
     session: str
-    tell: str | Tokens | None
+    tell: str | Sequence[int] | None
     """Text or tokens told before anything is drawn."""
     field: str
     """The request's field that `tell` came from, for errors."""
@@ -81,9 +82,11 @@ class Logprobs:
     """Log-probabilities of N tokens, in nats, and the M likeliest at each place."""
 
     chosen: Floats
-    """[N]; NaN for a token that nothing precedes."""
+    """[N]; undefined where `unset`."""
+    unset: NDArray[np.bool_]
+    """[N]: whether nothing precedes the token."""
     top_ids: Tokens
-    """[N, M], likeliest first."""
+    """[N, M], likeliest first; -1 where `unset`."""
     top: Floats
     """[N, M]"""
 

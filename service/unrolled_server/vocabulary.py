@@ -27,6 +27,8 @@ class Vocabulary(Protocol):
     size: int
     start_token: int | None
     end_tokens: frozenset[int]
+    longest_token: int
+    """Bytes of the longest token."""
     whole_characters: bool
     """Whether every token's bytes are valid UTF-8 by themselves."""
 
@@ -53,6 +55,7 @@ class CharacterVocabulary:
         self.size = len(characters)
         self.start_token = start_token
         self.end_tokens = frozenset(end_tokens)
+        self.longest_token = max(map(len, characters))
         self.whole_characters = True
         self._bytes = tuple(characters)
         self._characters = tuple(character.decode() for character in characters)

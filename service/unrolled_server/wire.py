@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import numpy as np
 from google.protobuf import duration_pb2, timestamp_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
 from unrolled_server.errors import InvalidField, NotImplementedYet
 from unrolled_server.sessions import Session
-from unrolled_server.types import Delta, Logprobs, Outcome, Tokens, TurnRequest
+from unrolled_server.types import Delta, Logprobs, Outcome, TurnRequest
 from unrolled_server.vocabulary import Vocabulary
 
 DEFAULT_MAX_TOKENS = 256
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
+ANSWER_BYTES = 15 << 20
+"""Log-probabilities in one message: what is left of 16 MiB is for the text and its tokens."""
 MAX_TTL_SECONDS = 3650 * 86400
 
 
@@ -25,11 +26,11 @@ def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
     """The turn that a CompleteRequest asks for. Raises InvalidField, NotImplementedYet."""
     _refuse_request_id(message.request_id)
     field = message.WhichOneof("input")
-    tell: str | Tokens | None = None
+    tell: str | Sequence[int] | None = None
     if field == "prompt":
         tell = message.prompt
     elif field == "prompt_tokens":
-        tell = _tokens(message.prompt_tokens)
+        tell = message.prompt_tokens.ids
     return TurnRequest(
         model=message.model,
         session=message.session,
@@ -55,7 +56,7 @@ def score_turn(message: completion_pb2.ScoreRequest) -> TurnRequest:
     return TurnRequest(
         model=message.model,
         session=message.session,
-        tell=message.text if field == "text" else _tokens(message.tokens),
+        tell=message.text if field == "text" else message.tokens.ids,
         field=field,
         max_tokens=0,
         logprobs=_logprobs(message) or 0,
@@ -70,14 +71,14 @@ def feed_turn(
     """The turn of a feed or score command. Raises InvalidField, NotImplementedYet."""
     _refuse_request_id(message.request_id)
     if message.HasField("logprobs") and not scores:
-        raise NotImplementedYet("feed.logprobs")
+        raise NotImplementedYet("logprobs")
     field = message.WhichOneof("input")
     if field is None:
         raise InvalidField("text", "text or tokens are needed")
     return TurnRequest(
         model="",
         session=session,
-        tell=message.text if field == "text" else _tokens(message.tokens),
+        tell=message.text if field == "text" else message.tokens.ids,
         field=field,
         max_tokens=0,
         logprobs=(_logprobs(message) or 0) if scores else None,
@@ -104,15 +105,16 @@ def logprob_messages(
     rows = zip(
         tokens,
         logprobs.chosen.tolist(),
+        logprobs.unset.tolist(),
         logprobs.top_ids.tolist(),
         logprobs.top.tolist(),
         strict=True,
     )
-    for token, logprob, top_ids, top in rows:
+    for token, logprob, unset, top_ids, top in rows:
         yield completion_pb2.TokenLogprob(
             token_id=token,
             token=vocabulary.token(token),
-            logprob=None if math.isnan(logprob) else logprob,
+            logprob=None if unset else logprob,
             top=[
                 completion_pb2.TokenLogprob.Alternative(
                     token_id=other, token=vocabulary.token(other), logprob=value
@@ -121,6 +123,30 @@ def logprob_messages(
                 if other >= 0
             ],
         )
+
+
+def logprob_bytes(alternatives: int, vocabulary: Vocabulary) -> int:
+    """Bytes of one TokenLogprob at most, its place in a message included."""
+    # Tags take one byte; token_id is a varint, token has a length before it, logprob takes four.
+    token = vocabulary.longest_token
+    entry = 1 + _varint_bytes(vocabulary.size) + 1 + _varint_bytes(token) + token + 1 + 4
+    inside = entry + alternatives * (1 + _varint_bytes(entry) + entry)
+    return 1 + _varint_bytes(inside) + inside
+
+
+def _varint_bytes(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
+
+
+def check_answer_size(
+    tokens: int, logprobs: int | None, vocabulary: Vocabulary, remedy: str
+) -> None:
+    """Refuse an answer that might not fit in one message. Raises InvalidField."""
+    if logprobs is None:
+        return
+    size = tokens * logprob_bytes(min(logprobs, vocabulary.size), vocabulary)
+    if size > ANSWER_BYTES:
+        raise InvalidField("logprobs", f"{tokens} tokens' may not fit in one message; {remedy}")
 
 
 def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
@@ -173,10 +199,6 @@ def _seconds(duration: duration_pb2.Duration) -> float:
 def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
     whole, part = divmod(seconds, 1.0)
     return timestamp_pb2.Timestamp(seconds=int(whole), nanos=int(part * 1e9))
-
-
-def _tokens(message: completion_pb2.TokenIds) -> Tokens:
-    return np.fromiter(message.ids, np.int32, len(message.ids))
 
 
 def _refuse_request_id(request_id: str) -> None:

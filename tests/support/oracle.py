@@ -50,7 +50,7 @@ class Draw:
         scaled = logprobs.astype(np.float64) / np.float32(self.temperature)
         chances = np.exp(scaled - scaled.max())
         chances /= chances.sum()
-        order = np.argsort(-chances, kind="stable")
+        order = np.argsort(-logprobs, kind="stable")
         kept = chances[order]
         kept = np.where(kept >= np.float32(self.min_p) * kept[0], kept, 0.0)
         if self.top_k:
