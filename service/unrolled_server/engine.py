@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import numpy as np
-from numpy.typing import NDArray
 
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
@@ -233,9 +232,9 @@ class Engine:
                 delta = row.flush(now)
                 if delta is not None:
                     self._send(row, delta, before, now)
-        overflowed: NDArray[np.bool_] = np.isnan(logprobs[:, :, 0]).any(axis=0)
+        overflowed = set(np.nonzero(np.isnan(logprobs[:, :, 0]))[1].tolist())
         for place in reversed(range(len(self._scheduler.active))):
-            if overflowed[place]:
+            if place in overflowed:
                 self._fail(place)
             elif self._scheduler.active[place].steps_left == 0:
                 self._finish(place)
