@@ -1,4 +1,4 @@
-"""The models in the repository: exported as `make serve` does, served, and as good as they claim."""
+"""The models in the repository: exported as `make serve` does, served, and as good as claimed."""
 
 from __future__ import annotations
 
