@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TypeAlias, cast
 
 import grpc
 import pytest
@@ -22,6 +23,9 @@ from unrolled.v1.session_pb2 import (
     GetSessionRequest,
     ListSessionsRequest,
 )
+
+Raw: TypeAlias = Callable[..., object]
+"""A method called with bytes."""
 
 SIZE = len(CHARACTERS)
 MEBIBYTE = 1 << 20
@@ -71,9 +75,9 @@ GOOD_TURNS = (
 )
 
 
-def turn(request: CompleteRequest, **fields: str) -> CompleteRequest:
-    """The request with a prompt, where it has no input, and with `fields`."""
-    whole = CompleteRequest(**fields)
+def turn(request: CompleteRequest, model: str = "", session: str = "") -> CompleteRequest:
+    """The request with a model or a session, and with a prompt where it has no input."""
+    whole = CompleteRequest(model=model, session=session)
     if request.WhichOneof("input") is None:
         whole.prompt = "a"
     whole.MergeFrom(request)
@@ -88,6 +92,10 @@ def names_field(refusal: Refusal, field: str) -> bool:
         and refusal.message.startswith(f"{field}: ")
         and refusal.retry_after is None
     )
+
+
+def code_of(error: grpc.RpcError) -> grpc.StatusCode:
+    return cast("grpc.Call", error).code()
 
 
 def goes_on(stubs: Stubs) -> bool:
@@ -344,8 +352,7 @@ def test_a_message_over_16_mebibytes_is_refused(stubs: Stubs) -> None:
     request = CompleteRequest(model="lstm", prompt="a" * 16 * MEBIBYTE)
     with pytest.raises(grpc.RpcError) as caught:
         stubs.completions.Complete(request, timeout=SECONDS)
-    assert isinstance(caught.value, grpc.Call)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert code_of(caught.value) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert goes_on(stubs)
 
 
@@ -441,27 +448,28 @@ def test_a_full_server_says_when_to_come_back(small: RunningServer, small_stubs:
 
 @pytest.mark.parametrize("method", ["Complete", "StreamComplete", "Score", "Converse"])
 @pytest.mark.parametrize("bytes_", [b"\xff\xff\xff", b"\x1a\x02\xff\xfe"], ids=["cut", "not UTF-8"])
-def test_what_is_no_message_is_refused(server: RunningServer, method: str, bytes_: bytes) -> None:
+def test_what_is_no_message_is_refused(
+    server: RunningServer, stubs: Stubs, method: str, bytes_: bytes
+) -> None:
     path = f"/unrolled.v1.CompletionService/{method}"
     with grpc.insecure_channel(server.address) as channel:
 
         def call(_: Message, timeout: float) -> object:
-            messages = iter([bytes_])
             if method == "Converse":
-                return channel.stream_stream(path)(messages, timeout=timeout)
-            if method == "StreamComplete":
-                return channel.unary_stream(path)(bytes_, timeout=timeout)
-            return channel.unary_unary(path)(bytes_, timeout=timeout)
+                many: Raw = channel.stream_stream(path)
+                return many(iter([bytes_]), timeout=timeout)
+            make = channel.unary_stream if method == "StreamComplete" else channel.unary_unary
+            one: Raw = make(path)
+            return one(bytes_, timeout=timeout)
 
         assert names_field(refused(call, CompleteRequest()), "request")
-    with connected(server.address) as stubs:
-        assert goes_on(stubs)
+    assert goes_on(stubs)
 
 
 def test_an_unknown_method_is_unimplemented(server: RunningServer, stubs: Stubs) -> None:
     with grpc.insecure_channel(server.address) as channel:
+        call: Raw = channel.unary_unary("/unrolled.v1.CompletionService/Nope")
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary("/unrolled.v1.CompletionService/Nope")(b"", timeout=SECONDS)
-        assert isinstance(caught.value, grpc.Call)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            call(b"", timeout=SECONDS)
+    assert code_of(caught.value) is grpc.StatusCode.UNIMPLEMENTED
     assert goes_on(stubs)

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import grpc
 import pytest
 import torch
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
-from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from support.calls import (
     LONG,
     SECONDS,
@@ -172,7 +172,7 @@ def test_a_second_signal_changes_nothing(repository: Repository) -> None:
 
 def test_health_is_per_service_and_ends_with_the_drain(repository: Repository) -> None:
     with draining(repository) as (server, _), grpc.insecure_channel(server.address) as channel:
-        health = HealthStub(channel)
+        health: Any = HealthStub(channel)
         for service in ("", *SERVICES):
             answer = health.Check(HealthCheckRequest(service=service), timeout=SECONDS)
             assert answer.status == HealthCheckResponse.NOT_SERVING
@@ -181,16 +181,16 @@ def test_health_is_per_service_and_ends_with_the_drain(repository: Repository) -
 @pytest.mark.parametrize("service", ["", *SERVICES])
 def test_a_server_with_models_is_healthy(server: RunningServer, service: str) -> None:
     with grpc.insecure_channel(server.address) as channel:
-        answer = HealthStub(channel).Check(HealthCheckRequest(service=service), timeout=SECONDS)
+        health: Any = HealthStub(channel)
+        answer = health.Check(HealthCheckRequest(service=service), timeout=SECONDS)
     assert answer.status == HealthCheckResponse.SERVING
 
 
 def test_the_health_of_an_unknown_service_is_not_found(server: RunningServer) -> None:
-    with (
-        grpc.insecure_channel(server.address) as channel,
-        pytest.raises(grpc.RpcError) as caught,
-    ):
-        HealthStub(channel).Check(HealthCheckRequest(service="nope"), timeout=SECONDS)
+    with grpc.insecure_channel(server.address) as channel:
+        health: Any = HealthStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            health.Check(HealthCheckRequest(service="nope"), timeout=SECONDS)
     assert cast("grpc.Call", caught.value).code() is grpc.StatusCode.NOT_FOUND
 
 
@@ -199,14 +199,16 @@ def test_a_server_without_models_is_not_healthy(tmp_path: Path) -> None:
         running_server(tmp_path) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=SECONDS)
+        health: Any = HealthStub(channel)
+        answer = health.Check(HealthCheckRequest(), timeout=SECONDS)
     assert answer.status == HealthCheckResponse.NOT_SERVING
 
 
 def test_reflection_lists_the_services(server: RunningServer) -> None:
     with grpc.insecure_channel(server.address) as channel:
         requests = iter([ServerReflectionRequest(list_services="")])
-        (answer,) = ServerReflectionStub(channel).ServerReflectionInfo(requests, timeout=SECONDS)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = reflection.ServerReflectionInfo(requests, timeout=SECONDS)
     names = {service.name for service in answer.list_services_response.service}
     assert {*SERVICES, "grpc.health.v1.Health"} <= names
 

@@ -64,8 +64,15 @@ def missing(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def rewritten(name: str, content: bytes) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return damage
+
+
 def empty(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(b"")
+    return rewritten(name, b"")
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
@@ -172,7 +179,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "manifest-without-engine": (changed(forget_engine), ("manifest.json", "engine.onnx")),
     "manifest-not-utf8": (
-        lambda folder: (folder / "manifest.json").write_bytes(b'{"source": "\xff"}'),
+        rewritten("manifest.json", b'{"source": "\xff"}'),
         ("manifest.json",),
     ),
     "manifest-wrong-type": (changed(lambda c: c.update(parameters="many")), ("manifest.json",)),

@@ -188,8 +188,8 @@ def test_a_score_that_is_cancelled_frees_its_row(shared: Shared) -> None:
 def test_a_client_that_is_killed_leaves_no_trace(shared: Shared) -> None:
     session = shared.session()
     command = [sys.executable, "-c", CLIENT, shared.server.address, session]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as client:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) as client:
         assert client.stdout is not None
         assert client.stdout.readline()
         assert shared.metrics.value("unrolled_rows_active") == 1

@@ -1,0 +1,172 @@
+"""Log lines: one per event, and every value can be read back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from unrolled_server.logs import LogfmtFormatter, log_event, set_up_logs
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+PAIR = re.compile(r'(?P<key>[a-z_]+)=(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<bare>[^ "=]+))(?: |$)')
+
+
+def read(line: str) -> dict[str, str]:
+    """The pairs of a logfmt line; fails on anything else between them."""
+    pairs: dict[str, str] = {}
+    place = 0
+    while place < len(line):
+        match = PAIR.match(line, place)
+        assert match is not None, line[place:]
+        assert match["key"] not in pairs
+        pairs[match["key"]] = json.loads(match["quoted"]) if match["quoted"] else match["bare"]
+        place = match.end()
+    return pairs
+
+
+def line_of(event: str, **fields: Any) -> str:
+    """The line of an event at the information level, without its time."""
+    facts = {"msg": event, "levelno": logging.INFO, "levelname": "INFO", "fields": fields}
+    line = LogfmtFormatter().format(logging.makeLogRecord(facts))
+    time, _, rest = line.partition(" ")
+    assert re.fullmatch(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time)
+    return rest
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("plain", "plain"),
+        ("127.0.0.1:50051", "127.0.0.1:50051"),
+        ("lstm/1", "lstm/1"),
+        ("C:\\models", "C:\\models"),
+        ("größe", "größe"),
+        ("語", "語"),
+        ("😀", "😀"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("größe 語", '"größe 語"'),
+        ('say "so"', '"say \\"so\\""'),
+        ('"', '"\\""'),
+        ("a=b", '"a=b"'),
+        ("a\nb", '"a\\nb"'),
+        ("a\r\nb", '"a\\r\\nb"'),
+        ("a\tb", '"a\\tb"'),
+        ("\x1b[31mred", '"\\u001b[31mred"'),
+        ("\0", '"\\u0000"'),
+        ("back \\ slash", '"back \\\\ slash"'),
+        ("no-break\u00a0space", '"no-break\u00a0space"'),
+        (3, "3"),
+        (-1, "-1"),
+        (True, "True"),
+        (None, "None"),
+        (0.25, "0.25"),
+        (1 / 3, "0.333333"),
+        (1e-9, "1e-09"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_how_a_value_is_written(value: object, written: str) -> None:
+    assert line_of("told", fact=value) == f"level=info event=told fact={written}"
+
+
+@given(event=st.text(), first=st.text(), second=st.text())
+@example(event="a b", first='x" level=error event="y', second="\n" + "time=0 level=error event=z")
+@patient
+def test_every_text_stays_on_its_line_and_can_be_read_back(
+    event: str, first: str, second: str
+) -> None:
+    line = line_of(event, first=first, second=second)
+    assert "\n" not in line
+    assert "\r" not in line
+    assert read(line) == {"level": "info", "event": event, "first": first, "second": second}
+
+
+def test_fields_keep_their_order() -> None:
+    assert line_of("told", zebra=1, ape=2) == "level=info event=told zebra=1 ape=2"
+
+
+def test_the_time_is_utc_to_the_millisecond() -> None:
+    facts = {"msg": "told", "levelname": "WARNING", "created": 1_700_000_000.25, "msecs": 250.0}
+    line = LogfmtFormatter().format(logging.makeLogRecord(facts))
+    assert line == "time=2023-11-14T22:13:20.250Z level=warning event=told"
+
+
+@pytest.mark.parametrize("fields", [{}, {"fields": {"model": "lstm/1"}}])
+def test_an_exception_stays_on_its_line(fields: dict[str, Any]) -> None:
+    message = 'first "line"\nsecond line\r\n\tthird = line é'
+    try:
+        raise RuntimeError(message)
+    except RuntimeError:
+        info = sys.exc_info()
+    facts = {"msg": "failed", "levelname": "ERROR", "exc_info": info, **fields}
+    line = LogfmtFormatter().format(logging.makeLogRecord(facts))
+    assert line.splitlines() == [line]
+    pairs = read(line)
+    assert pairs["event"] == "failed"
+    assert pairs.get("model") == fields.get("fields", {}).get("model")
+    assert pairs["error"].startswith("Traceback (most recent call last):\n")
+    assert f"RuntimeError: {message}" in pairs["error"]
+    assert "test_logs.py" in pairs["error"]
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """The logging of this process, put back afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("unrolled_server")
+    handlers, level, own_level = root.handlers, root.level, own.level
+    root.handlers = []
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    own.setLevel(own_level)
+
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.usefixtures("loggers")
+def test_the_level_is_the_server_s_and_libraries_only_warn(
+    level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logs(level)
+    for name, number in LEVELS.items():
+        log_event(logging.getLogger("unrolled_server.test"), number, "own", fact=f"a {name}")
+        logging.getLogger("library").log(number, "it %s", name)
+    out, err = capsys.readouterr()
+    assert out == ""
+    pairs = [read(line) for line in err.splitlines()]
+    for pair in pairs:
+        del pair["time"]
+    own = [
+        {"level": name, "event": "own", "fact": f"a {name}"}
+        for name, number in LEVELS.items()
+        if number >= LEVELS[level]
+    ]
+    foreign = [{"level": name, "event": f"it {name}"} for name in ("warning", "error")]
+    assert [pair for pair in pairs if "fact" in pair] == own
+    assert [pair for pair in pairs if "fact" not in pair] == foreign
+
+
+@pytest.mark.usefixtures("loggers")
+def test_an_exception_through_the_set_up_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logs("info")
+    logger = logging.getLogger("unrolled_server.test")
+    try:
+        raise ValueError("one\ntwo")
+    except ValueError:
+        logger.exception("it failed")
+    (line,) = capsys.readouterr().err.splitlines()
+    pairs = read(line)
+    assert (pairs["level"], pairs["event"]) == ("error", "it failed")
+    assert pairs["error"].endswith("ValueError: one\ntwo")
