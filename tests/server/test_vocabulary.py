@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from unrolled_server.vocabulary import CharacterVocabulary, UnknownSymbol
 
@@ -58,11 +58,7 @@ def test_an_unknown_character_is_named_with_its_place_in_characters(
     case: tuple[list[str], str], outsider: str, rest: str
 ) -> None:
     characters, text = case
-    if outsider in characters:
-        characters = [character for character in characters if character != outsider] or ["x"]
-        text = "".join(character for character in text if character in characters)
-    if outsider in characters:
-        return
+    assume(outsider not in characters)
     with pytest.raises(UnknownSymbol) as caught:
         vocabulary_of(characters).encode(text + outsider + rest)
     assert caught.value.offset == len(text)
