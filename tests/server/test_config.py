@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unrolled_server.config import Config, ConfigError, parse_config
 
@@ -200,7 +200,7 @@ def test_an_empty_flag_is_an_error(models: list[str], name: str) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ConfigError, match="--models .*file: .*no such folder"):
+    with pytest.raises(ConfigError, match=r"--models .*file: .*no such folder"):
         parse_config(["--models", str(file)], {})
 
 
@@ -246,6 +246,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         [("ms", 1e-3), ("s", 1.0), ("", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)]
     ),
 )
+@settings(deadline=None)
 def test_durations(number: int, decimals: int | None, unit: tuple[str, float]) -> None:
     text, seconds = str(number), float(number)
     if decimals is not None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
+from support.calls import SECONDS
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
 from unrolled_server.engine import Delivery, Engine, EngineFailure
@@ -132,3 +133,18 @@ async def test_a_cancelled_turn_gives_its_row_to_the_next(
         each.cancelled = True
     engine.nudge()
     assert (await finish(waiting))[0] == lone_draws(repository, 9, 12)
+
+
+async def test_tokens_that_are_rarely_delivered_arrive_all(
+    runner: UnsteadyRunner, repository: Repository
+) -> None:
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    loop, rarely = asyncio.get_running_loop(), Delivery(tokens=10**9, seconds=1e9)
+    engine = Engine("lstm", runner, vocabulary, ROWS, rarely, loop)
+    engine.start()
+    each = turn(5, 3 * MAX_UNREAD)
+    engine.submit(each)
+    async with asyncio.timeout(SECONDS):
+        tokens, _ = await finish(each)
+    engine.close()
+    assert tokens == lone_draws(repository, 5, 3 * MAX_UNREAD)

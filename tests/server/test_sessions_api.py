@@ -528,6 +528,19 @@ def test_a_commit_postpones_the_end_and_a_look_does_not(three: Sessions, clock: 
     assert three.count(MODEL) == 0
 
 
+def test_a_fork_postpones_the_end_of_the_parent(three: Sessions, clock: Clock) -> None:
+    parent = three.create(MODEL)
+    clock.now += TTL - 1
+    child = three.fork(parent.name, None)
+    clock.now += TTL - 1
+    three.expire()
+    assert living(three, parent, child) == [parent, child]
+    assert child.created == child.used == parent.used > parent.created
+    clock.now += 1
+    three.expire()
+    assert three.count(MODEL) == 0
+
+
 def test_a_session_may_have_its_own_idle_time_in_memory(three: Sessions, clock: Clock) -> None:
     short, default = three.create(MODEL, idle_ttl=2.0), three.create(MODEL)
     long = three.create(MODEL, idle_ttl=10 * TTL)
@@ -591,6 +604,15 @@ def test_the_limit_holds_and_drops_no_live_session(three: Sessions) -> None:
             three.fork(kept[0].name, None)
     assert living(three, *kept) == kept
     assert three.count(MODEL) == 3
+
+
+def test_a_refused_fork_is_no_use_of_the_parent(three: Sessions, clock: Clock) -> None:
+    parent, *_ = [three.create(MODEL) for _ in range(3)]
+    created = clock.now
+    clock.now += 1
+    with pytest.raises(TooManySessions):
+        three.fork(parent.name, None)
+    assert parent.used == created
 
 
 def test_an_expired_session_makes_room(three: Sessions, clock: Clock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -225,13 +226,13 @@ def test_a_session_s_turns_together_are_the_text_of_all_bytes(data: bytes, cuts:
     vocabulary = ByteVocabulary([bytes([value]) for value in range(256)])
     edges = [0, *sorted(cuts), len(data)]
     text, partial = "", b""
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         stream = text_stream(vocabulary, (), partial)
         stream.push(list(data[start:end]))
         text += stream.finish(keeps_partial=True)[0]
         partial = stream.partial
-        assert text == whole(data[: max(end, start)])
-        assert partial == tail(data[: max(end, start)])
+        assert text == whole(data[:end])
+        assert partial == tail(data[:end])
 
 
 @given(partial=st.sampled_from([b"", *sorted(UNFINISHED)]), tokens=st.lists(fragments, max_size=6))
@@ -326,17 +327,18 @@ def test_plain_and_held_text_agree_where_both_apply(
     letters = [letter.encode() for letter in "aé€𝄞\n"]
     vocabulary = CharacterVocabulary(letters, None, ends, None)
     plain, careful = PlainText(vocabulary), HeldText(vocabulary, (), b"")
+    streams: tuple[TextStream, ...] = (plain, careful)
     shown = [Shown(), Shown()]
     for part in split(drawn, sizes):
         assert plain.push(part) == careful.push(part)
         assert plain.reason is careful.reason
-        for total, stream in zip(shown, (plain, careful), strict=True):
+        for total, stream in zip(shown, streams, strict=True):
             total.add(stream.take())
         assert shown[0].text == shown[1].text
         if plain.reason is not None:
             break
         assert shown[0] == shown[1]
-    for total, stream in zip(shown, (plain, careful), strict=True):
+    for total, stream in zip(shown, streams, strict=True):
         total.add(stream.finish(keeps_partial))
     assert shown[0] == shown[1]
     assert plain.matched_stop == careful.matched_stop == ""
