@@ -53,7 +53,7 @@ def _some_time(text: str) -> float:
 
 def _directory(text: str) -> Path:
     path = Path(text)
-    if not path.is_dir():
+    if not text or not path.is_dir():
         raise ValueError("there is no such folder")
     return path
 
@@ -138,6 +138,7 @@ def _parsed(parse: Callable[[str], Any], source: str, text: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="unrolled-server",
+        allow_abbrev=False,
         description="Serve recurrent language models over gRPC, with sessions that carry on.",
         epilog="Each flag can be set in the environment: --max-rows is UNROLLED_MAX_ROWS.",
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from google.rpc import status_pb2
 from unrolled.v1 import completion_pb2, session_pb2
@@ -36,6 +37,16 @@ Send = Callable[[Response], Awaitable[None]]
 MAX_QUEUED = 64
 
 
+@contextmanager
+def fields_of(command: str | None) -> Iterator[None]:
+    """Name fields by their path in the ConverseRequest that holds the command."""
+    try:
+        yield
+    except FieldError as error:
+        error.put_inside(command or "command")
+        raise
+
+
 class Command:
     """A command received and not ended yet."""
 
@@ -43,6 +54,8 @@ class Command:
         self.message = message
         self.kind = message.WhichOneof("command")
         self.stopped = False
+        self.committed = False
+        """Set once there is nothing left to stop."""
         self.turn: ActiveTurn | None = None
 
     def stop(self) -> None:
@@ -113,33 +126,40 @@ class Conversation:
     def _stop(self) -> None:
         """Stop the first completion that has not ended; without one there is nothing to do."""
         for command in self._unfinished:
-            if command.kind == "complete":
+            if command.kind == "complete" and not command.committed:
                 command.stop()
                 return
 
     async def _answer(self, command: Command) -> None:
         try:
-            await self._carry_out(command)
+            self._check_order(command)
+            with fields_of(command.kind):
+                await self._carry_out(command)
         except SlowReader:
             # A write is still on its way: there is no telling the caller within the stream.
             raise
         except ServerError as error:
-            if isinstance(error, FieldError) and command.kind is not None:
-                error.put_inside(command.kind)
             await self._event(command, error=status_of(error))
         except EngineFailure:
             # The engine has logged it; the session is where it was, and the stream goes on.
             await self._event(command, error=status_of(InternalError()))
 
-    async def _carry_out(self, command: Command) -> None:
-        message = command.message
+    def _check_order(self, command: Command) -> None:
+        """Refuse what does not come where it may in a stream. Raises InvalidField."""
         if command.kind is None:
             raise InvalidField("command", "a command is needed")
+        if command.kind == "open" and self._session is not None:
+            raise InvalidField("open", f"the stream has opened {self._session.name} already")
+        if command.kind != "open" and self._session is None:
+            raise InvalidField("open", f"comes before {command.kind}")
+
+    async def _carry_out(self, command: Command) -> None:
+        message = command.message
         if command.kind == "open":
             await self._open(command)
             return
         if self._session is None:
-            raise InvalidField("session", "the stream has not opened one; open comes first")
+            raise RuntimeError("a command before open was let through")
         session = self._session.name
         if command.kind == "complete":
             for field in ("model", "session"):
@@ -154,8 +174,6 @@ class Conversation:
 
     async def _open(self, command: Command) -> None:
         opening = command.message.open
-        if self._session is not None:
-            raise InvalidField("session", f"the stream has opened {self._session.name} already")
         if bool(opening.model) == bool(opening.session):
             raise InvalidField("model", "either a model or a session is needed")
         seed = opening.seed if opening.HasField("seed") else None
@@ -175,6 +193,7 @@ class Conversation:
                 turn.stop()
             async for delta in turn:
                 await self._event(command, delta=delta_message(delta, turn.model.vocabulary))
+        command.committed = True
         await self._event(command, outcome=outcome_message(turn.outcome))
 
     async def _score(self, command: Command, request: TurnRequest) -> None:

@@ -32,7 +32,15 @@ def _quoted(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     if text and all(c.isprintable() and c not in ' "=' for c in text):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    # JSON escapes the ASCII controls; readers take others for line ends, and terminals for orders.
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(
+        c if c.isprintable() or c == "\N{NO-BREAK SPACE}" else _escaped(c) for c in quoted
+    )
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def log_event(logger: logging.Logger, level: int, event: str, **fields: Any) -> None:

@@ -96,6 +96,8 @@ class Sessions:
         Raises TooManySessions.
         """
         self.expire()
+        while len(self._sessions) >= self.limit and self._is_any_due():
+            self.expire()
         if len(self._sessions) >= self.limit:
             raise TooManySessions(self.limit)
         session = Session(
@@ -139,9 +141,10 @@ class Sessions:
     def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
         parent = self.get(name)
-        self.touch(parent)
+        past = self.checkpoint(parent)
         child = self.create(parent.model, parent.seed if seed is None else seed, parent.idle_ttl)
-        self._replace(child, self.checkpoint(parent))
+        self._replace(child, past)
+        self.touch(parent)
         return child
 
     def delete(self, name: str) -> None:
@@ -186,7 +189,7 @@ class Sessions:
         """End sessions whose idle time is over; of very many, some."""
         now = self._clock()
         for _ in range(MAX_LOOKED_AT):
-            if not self._expiries or self._expiries[0][0] > now:
+            if not self._is_any_due():
                 return
             _, name = heapq.heappop(self._expiries)
             session: Session | None = self._sessions.get(name)
@@ -198,6 +201,10 @@ class Sessions:
                 # Past its time only while it is held: another look in a second.
                 again = session.expires if session.expires > now else now + 1.0
                 heapq.heappush(self._expiries, (again, name))
+
+    def _is_any_due(self) -> bool:
+        """Whether there is a session whose idle time may be over."""
+        return bool(self._expiries) and self._expiries[0][0] <= self._clock()
 
     def _is_over(self, session: Session) -> bool:
         expires = session.expires

@@ -58,11 +58,17 @@ class ActiveTurn:
     """
 
     def __init__(
-        self, turns: Turns, model: ServedModel, session: Session | None, task: Task
+        self,
+        turns: Turns,
+        model: ServedModel,
+        session: Session | None,
+        task: Task,
+        reads_only: bool,
     ) -> None:
         self.model = model
         self._turns = turns
-        self._session = session
+        self._read = session if reads_only else None
+        self._session = None if reads_only else session
         self._turn = Turn(task)
         self._outcome: Outcome | None = None
 
@@ -86,6 +92,8 @@ class ActiveTurn:
     async def __aenter__(self) -> ActiveTurn:
         if self._session is not None:
             self._turns.sessions.hold(self._session, self._end_with_session)
+        if self._read is not None:
+            self._turns.sessions.touch(self._read)
         self._turns.count(self.model, 1)
         self.model.engine.submit(self._turn)
         return self
@@ -164,10 +172,8 @@ class Turns:
         if self._under_way[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
         start = FRESH if session is None else self.sessions.checkpoint(session)
-        if session is not None and request.reads_only:
-            self.sessions.touch(session)
         task = self._task(request, model, session, start)
-        return ActiveTurn(self, model, None if request.reads_only else session, task)
+        return ActiveTurn(self, model, session, task, request.reads_only)
 
     def _resolve(self, request: TurnRequest) -> tuple[ServedModel, Session | None]:
         if not request.session:

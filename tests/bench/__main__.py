@@ -16,6 +16,7 @@ from typing import Any
 from support.server import RunningServer, running_server
 
 from bench.bare import fastest
+from bench.rate import Rate
 from bench.served import ServedLoad
 
 MODEL = "shakespeare-lstm"
@@ -40,43 +41,54 @@ def main() -> None:
 def compare(
     server: RunningServer, arguments: argparse.Namespace, streams: int
 ) -> list[dict[str, Any]]:
-    """Serve and run bare in turns; figures of the ratios by wall time and by CPU time."""
-    bare = fastest(arguments.models / MODEL / "1", streams)
+    """Serve and run bare in turns; figures of the ratios by CPU time and by wall time."""
+    by_wall, by_cpu = fastest(arguments.models / MODEL / "1", streams)
     load = ServedLoad(server, MODEL, streams)
-    pairs = [
-        (load.measure(arguments.seconds), bare.measure(arguments.seconds))
-        for _ in range(arguments.rounds)
+    cpu, wall = [], []
+    for _ in range(arguments.rounds):
+        served = load.measure(arguments.seconds)
+        cpu.append((served, by_cpu.measure(arguments.seconds)))
+        wall.append((served, by_wall.measure(arguments.seconds)))
+    name = f"{streams}_fp32"
+    return [
+        figure(f"served_over_bare_{name}", "CPU-second", per_cpu_second(cpu), by_cpu.name),
+        figure(f"served_over_bare_wall_{name}", "second", per_second(wall), by_wall.name),
     ]
-    wall = [served.per_second / alone.per_second for served, alone in pairs]
-    cpu = [served.per_cpu_second / alone.per_cpu_second for served, alone in pairs]
+
+
+Pairs = list[tuple[Rate, Rate]]
+
+
+def per_cpu_second(pairs: Pairs) -> list[tuple[float, float]]:
+    """Served and bare tokens per second of CPU time."""
+    return [(served.per_cpu_second, bare.per_cpu_second) for served, bare in pairs]
+
+
+def per_second(pairs: Pairs) -> list[tuple[float, float]]:
+    """Served and bare tokens per second of wall time."""
+    return [(served.per_second, bare.per_second) for served, bare in pairs]
+
+
+def figure(name: str, unit: str, rates: list[tuple[float, float]], setting: str) -> dict[str, Any]:
+    """One figure: the median ratio of the rounds, printed as it is known."""
+    ratios = [served / bare for served, bare in rates]
+    value, low, high = (round(f(ratios), 3) for f in (statistics.median, min, max))
+    served, bare = (round(statistics.median(side)) for side in zip(*rates, strict=True))
+    print(
+        f"{name:29} {value:5.3f} ({low:.3f} to {high:.3f})   tokens per {unit}: "
+        f"served {served:,}, bare {bare:,} with {setting}",
+        flush=True,
+    )
     detail = {
         "model": MODEL,
-        "served_tokens_per_second": round(statistics.median(s.per_second for s, _ in pairs)),
-        "bare_tokens_per_second": round(statistics.median(b.per_second for _, b in pairs)),
-        "bare_setting": bare.name,
-        "rounds": arguments.rounds,
+        "rounds": len(rates),
+        "range": [low, high],
+        "served": served,
+        "bare": bare,
+        "bare_setting": setting,
+        "of": f"tokens per {unit}",
     }
-    return [
-        figure(f"served_over_bare_{streams}_fp32", cpu, detail),
-        figure(f"served_over_bare_wall_{streams}_fp32", wall, detail),
-    ]
-
-
-def figure(name: str, ratios: list[float], detail: dict[str, Any]) -> dict[str, Any]:
-    """One figure: the median of the rounds, printed as it is known."""
-    value = round(statistics.median(ratios), 3)
-    spread = [round(min(ratios), 3), round(max(ratios), 3)]
-    print(
-        f"{name:32} {value:6.3f}   {spread[0]:.3f} to {spread[1]:.3f}   "
-        f"served {detail['served_tokens_per_second']:,} tokens/s, "
-        f"bare {detail['bare_tokens_per_second']:,} ({detail['bare_setting']})"
-    )
-    return {
-        "figure": name,
-        "value": value,
-        "unit": "ratio",
-        "detail": {**detail, "range": spread},
-    }
+    return {"figure": name, "value": value, "unit": "ratio", "detail": detail}
 
 
 def write(folder: Path, figures: list[dict[str, Any]]) -> None:

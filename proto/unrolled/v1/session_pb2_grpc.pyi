@@ -46,7 +46,8 @@ class SessionServiceStub:
         unrolled.v1.session_pb2.ForkSessionResponse,
     ]
     """Makes a second session that stands where the first one did after its last committed turn. Takes
-    the same time for a long past as for a short one, and leaves the parent as it was.
+    the same time for a long past as for a short one, and leaves the parent where it was. The child
+    has the parent's idle time.
     """
 
     DeleteSession: grpc.UnaryUnaryMultiCallable[
@@ -85,7 +86,8 @@ class SessionServiceAsyncStub:
         unrolled.v1.session_pb2.ForkSessionResponse,
     ]
     """Makes a second session that stands where the first one did after its last committed turn. Takes
-    the same time for a long past as for a short one, and leaves the parent as it was.
+    the same time for a long past as for a short one, and leaves the parent where it was. The child
+    has the parent's idle time.
     """
 
     DeleteSession: grpc.aio.UnaryUnaryMultiCallable[
@@ -132,7 +134,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.session_pb2.ForkSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ForkSessionResponse]]:
         """Makes a second session that stands where the first one did after its last committed turn. Takes
-        the same time for a long past as for a short one, and leaves the parent as it was.
+        the same time for a long past as for a short one, and leaves the parent where it was. The child
+        has the parent's idle time.
         """
 
     @abc.abstractmethod
