@@ -25,6 +25,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from support.calls import (
     LONG,
     SECONDS,
+    SMALL_WINDOW,
     Refusal,
     connected,
     refusal_of,
@@ -91,6 +92,12 @@ def draining(repository: Repository) -> Iterator[tuple[RunningServer, grpc.Call]
             yield server, call
 
 
+def read_into(read: list[ConverseResponse], events: Iterator[ConverseResponse]) -> None:
+    """Append what comes before the end, or before the failure that ends it."""
+    for event in events:
+        read.append(event)  # noqa: PERF402 - what was read stays where reading fails
+
+
 def rest_of(call: grpc.Call) -> list[CompleteEvent]:
     return list(cast("Iterator[CompleteEvent]", call))
 
@@ -144,13 +151,40 @@ def test_idle_conversations_do_not_hold_the_server_up(repository: Repository) ->
         assert server.process.wait(SECONDS) == 0
 
 
-def test_a_conversation_ends_its_turn_and_takes_no_other(repository: Repository) -> None:
+def test_a_draining_server_takes_no_conversations(repository: Repository) -> None:
     with draining(repository) as (server, _), connected(server.address) as stubs:
-        commands = [ConverseRequest(open=ConverseRequest.Open(model="lstm"))]
-        call = stubs.completions.Converse(iter(commands), timeout=SECONDS)
+        commands: SimpleQueue[ConverseRequest | None] = SimpleQueue()
+        call = stubs.completions.Converse(iter(commands.get, None), timeout=SECONDS)
         with pytest.raises(grpc.RpcError) as caught:
             list(cast("Iterator[ConverseResponse]", call))
-        assert is_draining(refusal_of(caught.value))
+        commands.put(None)
+    assert is_draining(refusal_of(caught.value))
+
+
+def test_a_conversation_ends_its_turn_whole_and_takes_no_other(repository: Repository) -> None:
+    with (
+        running_server(repository.path) as server,
+        connected(server.address, SMALL_WINDOW) as stubs,
+    ):
+        commands: SimpleQueue[ConverseRequest | None] = SimpleQueue()
+        commands.put(ConverseRequest(open=ConverseRequest.Open(model="lstm")))
+        complete = CompleteRequest(max_tokens=LONG, logprobs=5)
+        commands.put(ConverseRequest(command_id="whole", complete=complete))
+        call = stubs.completions.Converse(iter(commands.get, None), timeout=SECONDS)
+        events = cast("Iterator[ConverseResponse]", call)
+        assert next(events).opened.position == 0
+        Metrics(server.metrics_url).wait_for("unrolled_rows_parked", 1)
+        server.process.terminate()
+        wait_for_event(server, "draining")
+        commands.put(ConverseRequest(command_id="late", complete=CompleteRequest(max_tokens=1)))
+        read: list[ConverseResponse] = []
+        with pytest.raises(grpc.RpcError) as caught:
+            read_into(read, events)
+        commands.put(None)
+        assert server.process.wait(SECONDS) == 0
+    assert is_draining(refusal_of(caught.value))
+    assert {event.command_id for event in read if event.HasField("outcome")} == {"whole"}
+    assert [event.outcome.position for event in read if event.HasField("outcome")] == [LONG]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -38,8 +38,7 @@ class Metrics:
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Return once `condition` holds; fail where it does not come to."""
+    """Return once `condition`, which asks a server, holds; fail where it does not come to."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"not in {WAIT_SECONDS} s: {what}"
-        time.sleep(0.01)
