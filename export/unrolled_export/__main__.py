@@ -116,9 +116,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     try:
         from unrolled_export.convert import convert
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"converting needs {error.name}: pip install 'unrolled[export]'"
-        ) from error
+        raise ValueError(f"converting needs {error.name}: pip install '.[export]'") from error
     return convert(arguments)
 
 
@@ -126,7 +124,7 @@ def _train(arguments: argparse.Namespace) -> int:
     try:
         from unrolled_export.training.command import train
     except ModuleNotFoundError as error:
-        raise ValueError(f"training needs {error.name}: pip install 'unrolled[train]'") from error
+        raise ValueError(f"training needs {error.name}: pip install '.[train]'") from error
     return train(arguments)
 
 

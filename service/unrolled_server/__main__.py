@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from unrolled_server.config import ConfigError, parse_config
 from unrolled_server.logs import set_up_logs
-from unrolled_server.runner import DeviceError
-from unrolled_server.server import BindError, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 2
     set_up_logs(config.log_level)
+    try:
+        from unrolled_server.runner import DeviceError
+        from unrolled_server.server import BindError, serve
+    except ModuleNotFoundError as error:
+        print(f"unrolled-server: {error.name} is missing: pip install '.[server]'", file=sys.stderr)
+        return 1
     try:
         asyncio.run(serve(config))
     except (BindError, DeviceError) as error:

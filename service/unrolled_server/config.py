@@ -92,7 +92,7 @@ class Config:
     device: str = _flag(
         _one_of("auto", "cpu", "cuda"), "auto", "cpu, cuda, or auto: cuda where it works"
     )
-    threads: int = _flag(_natural, "0", "threads of one model's run; 0: one per core")
+    threads: int = _flag(_natural, "0", "threads of one model's run; 0: half of the cores")
     max_rows: int = _flag(_count, "256", "turns of one model that advance at once")
     max_waiting: int = _flag(_natural, "1024", "turns of one model that wait for a row")
     max_sessions: int = _flag(_count, "100000", "sessions held at most")

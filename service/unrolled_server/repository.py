@@ -122,6 +122,8 @@ def _load(
 
 def _read_manifest(folder: Path) -> model_pb2.Model:
     path = folder / "manifest.json"
+    if not folder.exists():
+        raise LoadError("there is no version folder, such as 1/ with a manifest.json")
     try:
         text = path.read_bytes().decode()
         # Fields of later releases are no reason to refuse a model.

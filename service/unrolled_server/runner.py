@@ -8,6 +8,7 @@ last run are still there when a row turns out to have gone too far.
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class RunnerConfig:
     device: str = "auto"
     """cpu, cuda, or auto: cuda where a real session runs on it."""
     threads: int = 0
-    """Threads of one run; 0 lets onnxruntime choose."""
+    """Threads of one run; 0: half of the cores, since the host's work and gRPC need the rest."""
 
 
 class Runner:
@@ -205,7 +206,7 @@ def _session(
     graph: Path, config: RunnerConfig, providers: list[str]
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = config.threads
+    options.intra_op_num_threads = config.threads or max(1, (os.cpu_count() or 1) // 2)
     options.inter_op_num_threads = 1
     # Threads that spin between runs take cores from gRPC; see ARCHITECTURE.md.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -92,6 +92,8 @@ async def serve(config: Config) -> None:
         metrics=f"http://{_address(config.host, metrics_port)}/metrics",
         models=sum(1 for _ in models.ready()),
     )
+    if not any(models.ready()):
+        log_event(logger, logging.WARNING, "no_model_is_ready", models=config.models)
     expiry = asyncio.create_task(_expire(sessions))
     await stopping.wait()
     log_event(logger, logging.INFO, "draining")

@@ -54,7 +54,7 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
         asked = complete_turn(request)
         beginning = self._turns.begin(asked)
         remedy = "use StreamComplete, or ask for fewer"
-        check_answer_size(asked.max_tokens, asked.logprobs, beginning.model.vocabulary, remedy)
+        check_answer_size(beginning.max_tokens, asked.logprobs, beginning.model.vocabulary, remedy)
         async with beginning as turn:
             async for delta in turn:
                 part = delta_message(delta, turn.model.vocabulary)

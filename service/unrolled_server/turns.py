@@ -28,6 +28,7 @@ from unrolled_server.models import Models, ServedModel
 from unrolled_server.sessions import Session, Sessions
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import (
+    DEFAULT_MAX_TOKENS,
     Checkpoint,
     Delta,
     Ending,
@@ -83,6 +84,11 @@ class ActiveTurn:
     def told(self) -> int:
         """Tokens that the turn tells."""
         return len(self._turn.task.told)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that the turn draws at most."""
+        return self._turn.task.max_tokens
 
     def stop(self) -> None:
         """Draw no more; the turn ends with what was drawn."""
@@ -194,24 +200,29 @@ class Turns:
     def _task(
         self, request: TurnRequest, model: ServedModel, session: Session | None, start: Checkpoint
     ) -> Task:
-        if request.max_tokens > self._limits.max_tokens:
-            raise InvalidField(
-                "max_tokens", f"{request.max_tokens} is over the limit {self._limits.max_tokens}"
-            )
+        max_tokens = self._max_tokens(request.max_tokens)
         told = self._told(request, model)
         nothing = start.pending is None and not len(told)
-        if nothing and request.max_tokens and model.vocabulary.start_token is None:
+        if nothing and max_tokens and model.vocabulary.start_token is None:
             raise NothingToContinue(request.session, model.label)
         return Task(
             start=start,
             told=told,
-            max_tokens=request.max_tokens,
+            max_tokens=max_tokens,
             sampling=self._sampling(request, session),
             stop=request.stop,
             logprobs=request.logprobs,
             scores=request.scores,
             keeps_partial=session is not None and not request.reads_only,
         )
+
+    def _max_tokens(self, asked: int | None) -> int:
+        limit = self._limits.max_tokens
+        if asked is None:
+            return min(DEFAULT_MAX_TOKENS, limit)
+        if asked > limit:
+            raise InvalidField("max_tokens", f"{asked} is over the limit {limit}")
+        return asked
 
     def _sampling(self, request: TurnRequest, session: Session | None) -> Sampling:
         seed = request.seed

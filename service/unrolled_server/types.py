@@ -13,6 +13,9 @@ Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 
+DEFAULT_MAX_TOKENS = 256
+
+
 class FinishReason(Enum):
     """Why a turn ended; names are those of the contract."""
 
@@ -48,7 +51,8 @@ class TurnRequest:
     """Text or tokens told before anything is drawn."""
     field: str
     """The request's field that `tell` came from, for errors."""
-    max_tokens: int
+    max_tokens: int | None
+    """None: DEFAULT_MAX_TOKENS, or the server's limit where that is less."""
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

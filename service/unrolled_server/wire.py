@@ -13,7 +13,6 @@ from unrolled_server.sessions import Session
 from unrolled_server.types import Delta, Logprobs, Outcome, TurnRequest
 from unrolled_server.vocabulary import Vocabulary
 
-DEFAULT_MAX_TOKENS = 256
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
@@ -36,7 +35,9 @@ def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
         session=message.session,
         tell=tell,
         field=field or "prompt",
-        max_tokens=_at_least("max_tokens", _optional(message, "max_tokens", DEFAULT_MAX_TOKENS)),
+        max_tokens=_at_least("max_tokens", message.max_tokens)
+        if message.HasField("max_tokens")
+        else None,
         temperature=_temperature(message),
         top_k=_at_least("top_k", message.top_k),
         top_p=_share("top_p", _optional(message, "top_p", 1.0), zero_allowed=False),

@@ -38,6 +38,5 @@ def test_files_of_torch_say_what_to_install(tmp_path: Path) -> None:
     done = convert([str(path)], tmp_path / "models")
     assert done.returncode == 1
     assert done.stderr == (
-        f"unrolled-export: {path}: reading PyTorch files needs torch: "
-        "pip install 'unrolled[train]'\n"
+        f"unrolled-export: {path}: reading PyTorch files needs torch: pip install '.[train]'\n"
     )

@@ -232,7 +232,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         resigned(lambda c: c["states"][0].update(shape=["2", "12"])),
         ("manifest.json", "states"),
     ),
-    "no-version": (without_version, ("manifest.json", "no such file")),
+    "no-version": (without_version, ("no version folder", "manifest.json")),
     "other-version": (in_another_folder, ("manifest.json", "7")),
 }
 

@@ -28,7 +28,7 @@ class PytorchFile:
             from unrolled_export.readers.torch_file import load_arrays
         except ModuleNotFoundError as error:
             raise CheckpointError(
-                path, f"reading PyTorch files needs {error.name}: pip install 'unrolled[train]'"
+                path, f"reading PyTorch files needs {error.name}: pip install '.[train]'"
             ) from error
         network, reading = read_state_dict(Tensors(path, load_arrays(path)), settings)
         return Checkpoint(network, (path,), f"PyTorch state dict: {reading}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from unrolled_export.training.corpus import Corpus, read_corpus
+from unrolled_export.training.corpus import Corpus, CorpusError, read_corpus
 from unrolled_export.training.loop import Recipe, Trainer
 from unrolled_export.vocabulary import token_id
 
@@ -34,12 +35,22 @@ def train(arguments: argparse.Namespace) -> int:
     )
     if arguments.resume:
         trainer.resume()
+    elif (Path(arguments.output) / "model.json").exists():
+        raise CorpusError(
+            f"{arguments.output}: holds a run: add --resume, or choose another folder"
+        )
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     print(
         f"{len(corpus.train):,} characters to train on, {len(corpus.validation):,} held out, "
         f"{len(corpus.characters)} in the vocabulary; {parameters:,} parameters"
     )
-    best = trainer.run(tqdm.write)
+    try:
+        best = trainer.run(tqdm.write)
+    except KeyboardInterrupt:
+        saved = trainer.progress.validation
+        how = "repeat the command with --resume to go on" if saved else "nothing was saved yet"
+        print(f"interrupted after update {trainer.progress.updates}; {how}", file=sys.stderr)
+        return 130
     print(f"best loss {best:.4f} nats per character; checkpoint in {arguments.output}")
     return 0
 
