@@ -111,10 +111,19 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
 
 def test_samples_appear_as_often_as_asked(tmp_path: Path, capsys: Capture) -> None:
     options = ("--layers", "1", "--epochs", "1", "--sample-every")
-    train(tmp_path, "ab" * 500, *options, "10")
+    train(tmp_path / "often", "ab" * 500, *options, "10")
     often = capsys.readouterr().out
-    train(tmp_path, "ab" * 500, *options, "1000")
+    train(tmp_path / "seldom", "ab" * 500, *options, "1000")
     assert len(often) > len(capsys.readouterr().out) + 300
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path, capsys: Capture) -> None:
+    checkpoint = train(tmp_path, RHYME, "--epochs", "1")
+    before = weights(checkpoint)
+    arguments = ["train", str(tmp_path / "text.txt"), "--output", str(checkpoint)]
+    assert main([*arguments, *SMALL, "--epochs", "1", "--seed", "2"]) == 1
+    assert f"{checkpoint}: holds a run" in capsys.readouterr().err
+    assert weights(checkpoint) == before
 
 
 def test_resuming_with_another_recipe(tmp_path: Path, capsys: Capture) -> None:
