@@ -9,6 +9,13 @@ from collections.abc import Sequence
 from unrolled_server.config import ConfigError, parse_config
 from unrolled_server.logs import set_up_logs
 
+try:
+    from unrolled_server.runner import DeviceError
+    from unrolled_server.server import BindError, serve
+except ModuleNotFoundError as error:
+    # The client alone is installed; its environment has this command all the same.
+    sys.exit(f"unrolled-server: {error.name} is missing: pip install '.[server]'")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; returns the exit status."""
@@ -18,12 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 2
     set_up_logs(config.log_level)
-    try:
-        from unrolled_server.runner import DeviceError
-        from unrolled_server.server import BindError, serve
-    except ModuleNotFoundError as error:
-        print(f"unrolled-server: {error.name} is missing: pip install '.[server]'", file=sys.stderr)
-        return 1
     try:
         asyncio.run(serve(config))
     except (BindError, DeviceError) as error:
