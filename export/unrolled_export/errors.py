@@ -2,6 +2,8 @@
 
 ExportError
 ├── CheckpointError    the checkpoint cannot be read as a network
+│   ├── SettingNeeded  it can, once a `--set` says what the file does not
+│   └── PickleNeeded   it can, once `--allow-pickle` permits it
 ├── SettingError       a `--set` that is unknown, or has a value that is not a choice
 ├── VocabularyError    tokens that are wrong in themselves or do not fit the weights
 ├── GraphError         a graph cannot be written, or onnxruntime refuses it
@@ -11,6 +13,7 @@ ExportError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -23,6 +26,21 @@ class CheckpointError(ExportError):
 
     def __init__(self, file: Path, problem: str) -> None:
         super().__init__(f"{file}: {problem}")
+
+
+class SettingNeeded(CheckpointError):
+    """A checkpoint that does not tell everything: a `--set` has to."""
+
+    def __init__(self, file: Path, problem: str, key: str, choices: Sequence[str]) -> None:
+        """`problem` says what the file leaves open; `choices` are values that would settle it."""
+        remedies = " or ".join(f"--set {key}={choice}" for choice in choices)
+        super().__init__(file, f"{problem}: add {remedies}")
+        self.key = key
+        self.choices = tuple(choices)
+
+
+class PickleNeeded(CheckpointError):
+    """A checkpoint that holds objects of classes, which only `--allow-pickle` permits to read."""
 
 
 class SettingError(ExportError):

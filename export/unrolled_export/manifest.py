@@ -64,11 +64,14 @@ def manifest_json(model: model_pb2.Model) -> bytes:
 
 
 def weights_sha256(network: Network) -> str:
-    """SHA-256 in hexadecimal over the network's arrays: name, shape and little-endian float32."""
+    """SHA-256 in hexadecimal over the network: the name, shape and little-endian float32 of every
+    array, and what else decides what they mean."""
     digest = hashlib.sha256()
     for name, array in network.arrays():
         digest.update(f"{name} {list(array.shape)}\n".encode())
         digest.update(array.astype("<f4").tobytes())
+    for variant in network.variants():
+        digest.update(f"{variant}\n".encode())
     return digest.hexdigest()
 
 

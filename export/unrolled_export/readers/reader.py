@@ -20,9 +20,13 @@ class Checkpoint:
     reading: str
     """One line: what kind of file this is, and which tensors were taken for what."""
     vocabulary: tuple[str, ...] | None = None
-    """Tokens in id order; None where the checkpoint carries none."""
+    """Tokens in id order, as the checkpoint spells them; None where it carries none. Bytes that
+    are not UTF-8 are surrogate-escaped (PEP 383)."""
     start_token: str | None = None
     end_tokens: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    """Conventions of the family that were taken although the file does not tell them, each in
+    one short phrase."""
 
 
 class Reader(Protocol):

@@ -1,17 +1,20 @@
-"""The `--set KEY=VALUE` of a conversion: what a checkpoint does not say about itself."""
+"""What the command line says about a checkpoint that the checkpoint itself does not."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from unrolled_export.errors import SettingError
 
 
 class Settings:
-    """Settings by key; remembers which of them the reading asked for."""
+    """The `--set KEY=VALUE` by key; remembers which of them the reading asked for."""
 
-    def __init__(self, pairs: Sequence[str] = ()) -> None:
+    def __init__(self, pairs: Sequence[str] = (), *, allow_pickle: bool = False) -> None:
         """Parse `KEY=VALUE` texts. Raises SettingError where one is malformed or repeated."""
+        self.allow_pickle = allow_pickle
+        """Whether pickles that hold objects of classes may be read."""
         self._values: dict[str, str] = {}
         self._asked: set[str] = set()
         for pair in pairs:
@@ -36,6 +39,22 @@ class Settings:
         if value is not None and value not in choices:
             raise SettingError(f"--set {key}={value}: not one of {', '.join(choices)}")
         return value
+
+    def number(self, key: str) -> float | None:
+        """The value of `key`, None where it was not set.
+
+        Raises SettingError where it is not a positive number.
+        """
+        value = self.text(key)
+        if value is None:
+            return None
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            raise SettingError(f"--set {key}={value}: not a positive number")
+        return number
 
     def check_all_used(self) -> None:
         """Raise SettingError for a key that the reading never asked for."""
