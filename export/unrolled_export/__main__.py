@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_convert(commands)
+    _add_inspect(commands)
+    _add_evaluate(commands)
     return parser
 
 
@@ -72,12 +75,13 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    convert = commands.add_parser("convert", help="convert a checkpoint to a model to be served")
-    convert.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="folder of `unrolled-export train`, or a state dict (.safetensors, .pt, .pth)",
+    convert = commands.add_parser(
+        "convert",
+        help="convert a checkpoint to a model to be served",
+        description="Read a trained recurrent language model, build its graphs, prove that they "
+        "compute the same, and add a version of it to a model repository.",
     )
+    _add_checkpoint(convert)
     convert.add_argument(
         "--output", required=True, metavar="DIR", help="model repository to add a version to"
     )
@@ -85,47 +89,117 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--name", metavar="NAME", help="name of the model (default: the checkpoint's own name)"
     )
     convert.add_argument(
-        "--vocab",
-        metavar="FILE",
-        help="tokens in id order: a JSON list, a JSON map of tokens and ids, or a text file of "
-        "one token a line",
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="arithmetic of the engine's graph (default: fp32); others are compared with fp32",
     )
     convert.add_argument(
+        "--evaluate",
+        metavar="FILE",
+        help="report the perplexity of this text, before and after where the precision is not fp32",
+    )
+    convert.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="JSON of reference outputs that prove the reading: fixed_ids with logprobs, "
+        "prompt_ids with greedy_ids",
+    )
+    convert.set_defaults(run=_convert)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a checkpoint is, what is missing, and the command that converts it",
+    )
+    _add_checkpoint(inspect)
+    inspect.set_defaults(run=_inspect)
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="nats and bits per character and perplexity of a text",
+        description="Feed a text of any length to a model, with the state carried from end to "
+        "end, and report what it costs.",
+    )
+    _add_checkpoint(evaluate, "a checkpoint as for convert, or the folder of an exported model")
+    evaluate.add_argument("text", metavar="TEXT", help="UTF-8 text file")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_checkpoint(
+    command: argparse.ArgumentParser,
+    what: str = "file or folder; `unrolled-export inspect` says what it is",
+) -> None:
+    """What every command that reads a checkpoint takes."""
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=what)
+    command.add_argument(
+        "--vocab",
+        metavar="FILE",
+        help="tokens: a JSON list in id order, a JSON map of tokens and ids, a text file of one "
+        "token a line, a pickled list or map, a tokenizer.json or a SentencePiece model",
+    )
+    command.add_argument(
         "--start-token",
         metavar="TOKEN",
         help="fed where an empty session draws: a token (\\n and \\t are understood) or #ID",
     )
-    convert.add_argument(
+    command.add_argument(
         "--end-token",
         action="append",
         default=[],
         metavar="TOKEN",
         help="ends a completion when it is drawn; may be repeated",
     )
-    convert.add_argument(
+    command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="what the checkpoint does not tell, such as nonlinearity=tanh; may be repeated",
     )
-    convert.set_defaults(run=_convert)
+    command.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled objects as well. Loaded the usual way, a pickle may run any code that "
+        "whoever made it wants; it is read here by a reader that imports and calls nothing of it, "
+        "but take such files only from people you trust",
+    )
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    try:
+    with _extra("converting", "export"):
         from unrolled_export.convert import convert
-    except ModuleNotFoundError as error:
-        raise ValueError(f"converting needs {error.name}: pip install '.[export]'") from error
     return convert(arguments)
 
 
+def _inspect(arguments: argparse.Namespace) -> int:
+    with _extra("inspecting", "export"):
+        from unrolled_export.inspection import inspect
+    return inspect(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    with _extra("evaluating", "export"):
+        from unrolled_export.evaluate import evaluate
+    return evaluate(arguments)
+
+
 def _train(arguments: argparse.Namespace) -> int:
-    try:
+    with _extra("training", "train"):
         from unrolled_export.training.command import train
-    except ModuleNotFoundError as error:
-        raise ValueError(f"training needs {error.name}: pip install '.[train]'") from error
     return train(arguments)
+
+
+@contextmanager
+def _extra(what: str, extra: str) -> Iterator[None]:
+    """Imports of what an extra installs, which may be missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{what} needs {error.name}: pip install '.[{extra}]'") from error
 
 
 def _positive(text: str) -> int:

@@ -6,7 +6,10 @@ ExportError
 │   └── PickleNeeded   it can, once `--allow-pickle` permits it
 ├── SettingError       a `--set` that is unknown, or has a value that is not a choice
 ├── VocabularyError    tokens that are wrong in themselves or do not fit the weights
+├── PrecisionError     the network cannot be exported in the precision asked for
+├── TextError          a text to evaluate that is no text, or not of the vocabulary
 ├── GraphError         a graph cannot be written, or onnxruntime refuses it
+├── ReferenceFileError reference outputs that are wrong in themselves or differ from the model's
 ├── ParityError        a graph does not compute what the reference does
 └── RepositoryError    the model has no proper name, or its folder cannot be made
 """
@@ -51,8 +54,20 @@ class VocabularyError(ExportError):
     """Tokens that cannot be served, or do not fit the weights."""
 
 
+class PrecisionError(ExportError):
+    """A precision that does not fit the network."""
+
+
+class TextError(ExportError):
+    """A text that cannot be evaluated."""
+
+
 class GraphError(ExportError):
     """A graph that cannot be written or run."""
+
+
+class ReferenceFileError(ExportError):
+    """Reference outputs that cannot be read, or that the model as read does not give."""
 
 
 class ParityError(ExportError):

@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, DTypeLike
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
+
+from unrolled_export.network import Activation, Floats, Gate, LayerNorm
 
 OPSET = 18
+MICROSOFT = "com.microsoft"
+"""The domain of onnxruntime's own operators."""
 IR_VERSION = 9
+
+_ACTIVATIONS = {
+    Activation.RELU: "Relu",
+    Activation.TANH: "Tanh",
+    Activation.SIGMOID: "Sigmoid",
+}
 
 
 class GraphBuilder:
@@ -21,6 +31,8 @@ class GraphBuilder:
         self.outer = outer or self
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
+        self._uses_microsoft = False
+        self._widened: dict[str, str] = {}
         self._count = 0
 
     def subgraph(self, name: str) -> GraphBuilder:
@@ -33,6 +45,7 @@ class GraphBuilder:
         """Append a node; returns the name of its first output, made up where none is given."""
         outputs = outputs or [self._fresh(operator)]
         self._nodes.append(helper.make_node(operator, inputs, outputs, **attributes))
+        self.outer._uses_microsoft |= attributes.get("domain") == MICROSOFT
         return outputs[0]
 
     def split_outputs(
@@ -56,6 +69,30 @@ class GraphBuilder:
             constants[key] = numpy_helper.from_array(array, f"constant_{len(constants):03d}")
         return constants[key].name
 
+    def half(self, values: Floats) -> str:
+        """A constant of float32 that is stored in 16 bits, in which it has to fit."""
+        array = self.array(values, np.float16)
+        if array not in self._widened:
+            self._widened[array] = self.node("Cast", [array], to=TensorProto.FLOAT)
+        return self._widened[array]
+
+    def normalised(self, norm: LayerNorm, value: str) -> str:
+        """The layer normalisation of `value` over its last axis."""
+        inputs = [value, self.outer.array(norm.weight), self.outer.array(norm.bias)]
+        return self.node("LayerNormalization", inputs, axis=-1, epsilon=norm.epsilon)
+
+    def gate(self, gate: Gate, value: str) -> str:
+        """The squashed value of a gate."""
+        if gate is Gate.SIGMOID:
+            return self.node("Sigmoid", [value])
+        return self.node("HardSigmoid", [value], alpha=gate.slope, beta=0.5)
+
+    def activation(self, activation: Activation, value: str) -> str:
+        """What a dense stage makes of its product."""
+        if activation is Activation.LINEAR:
+            return value
+        return self.node(_ACTIVATIONS[activation], [value])
+
     def integers(self, values: ArrayLike, kind: DTypeLike = np.int64) -> str:
         """A constant of integers: int64, what shapes and axes are."""
         return self.array(values, kind)
@@ -75,9 +112,10 @@ class GraphBuilder:
         self, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
         """The graph as a model file's content."""
+        domains = [("", OPSET)] + ([(MICROSOFT, 1)] if self._uses_microsoft else [])
         return helper.make_model(
             self.graph(inputs, outputs),
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains],
             ir_version=IR_VERSION,
             producer_name="unrolled",
         )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from google.protobuf.json_format import MessageToJson
 from unrolled.fingerprint import fingerprint
 from unrolled.v1 import model_pb2
 
-from unrolled_export.network import Cell, Network
+from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.parity import Parity
+from unrolled_export.precision import Precision
 from unrolled_export.step_graph import GRAPH_REVISION
 from unrolled_export.vocabulary import Vocabulary
+from unrolled_export.vocabulary_message import vocabulary_message
 
 _CELLS = {
     Cell.RNN_TANH: model_pb2.CELL_RNN_TANH,
@@ -20,14 +22,20 @@ _CELLS = {
     Cell.LSTM: model_pb2.CELL_LSTM,
     Cell.GRU: model_pb2.CELL_GRU,
 }
+_PRECISIONS = {
+    Precision.FP32: model_pb2.PRECISION_FP32,
+    Precision.FP16: model_pb2.PRECISION_FP16,
+    Precision.INT8: model_pb2.PRECISION_INT8,
+}
 
 
 def make_manifest(
     name: str,
     version: int,
     network: Network,
+    precision: Precision,
     vocabulary: Vocabulary,
-    parity: Parity,
+    parity: model_pb2.Model.Parity,
     files: Mapping[str, bytes],
     source: str,
 ) -> model_pb2.Model:
@@ -36,20 +44,14 @@ def make_manifest(
         name=name,
         version=version,
         cell=_CELLS[network.cell],
-        precision=model_pb2.PRECISION_FP32,
-        layers=[
-            model_pb2.Model.Layer(input_size=layer.input_size, hidden_size=layer.hidden_size)
-            for layer in network.layers
-        ],
+        precision=_PRECISIONS[precision],
+        layers=[_layer(layer) for layer in network.layers],
         parameters=network.parameters,
-        vocabulary=_vocabulary(vocabulary),
-        states=[
-            model_pb2.Model.StateTensor(input=state.input, output=state.output, shape=[state.size])
-            for state in network.states
-        ],
+        vocabulary=vocabulary_message(vocabulary),
+        states=list(_states(network)),
         state_bytes=network.state_bytes,
         files=[_file(name, content) for name, content in sorted(files.items())],
-        parity=_parity(parity),
+        parity=parity,
         source=source,
         weights_sha256=weights_sha256(network),
         graph_revision=GRAPH_REVISION,
@@ -75,22 +77,8 @@ def weights_sha256(network: Network) -> str:
     return digest.hexdigest()
 
 
-def _vocabulary(vocabulary: Vocabulary) -> model_pb2.Vocabulary:
-    return model_pb2.Vocabulary(
-        kind=model_pb2.Vocabulary.KIND_CHARACTER,
-        size=len(vocabulary.tokens),
-        tokens=[token.encode() for token in vocabulary.tokens],
-        start_token=vocabulary.start,
-        end_tokens=vocabulary.end,
-    )
-
-
-def _file(name: str, content: bytes) -> model_pb2.Model.File:
-    sha256 = hashlib.sha256(content).hexdigest()
-    return model_pb2.Model.File(name=name, sha256=sha256, bytes=len(content))
-
-
-def _parity(parity: Parity) -> model_pb2.Model.Parity:
+def parity_message(parity: Parity, scope: str) -> model_pb2.Model.Parity:
+    """What a check that passed has found; `scope` says what it proves."""
     return model_pb2.Model.Parity(
         reference=parity.reference,
         steps=parity.tokens,
@@ -98,4 +86,26 @@ def _parity(parity: Parity) -> model_pb2.Model.Parity:
         # A check that finds another choice raises.
         greedy_identical=True,
         tolerance=parity.tolerance,
+        scope=scope,
     )
+
+
+def _layer(layer: Layer) -> model_pb2.Model.Layer:
+    return model_pb2.Model.Layer(
+        input_size=layer.input_size,
+        hidden_size=layer.hidden_size,
+        projection_size=layer.projection_size,
+    )
+
+
+def _states(network: Network) -> Iterator[model_pb2.Model.StateTensor]:
+    for index, state in enumerate(network.states):
+        initial = network.initial[index].tolist() if network.initial else []
+        yield model_pb2.Model.StateTensor(
+            input=state.input, output=state.output, shape=[state.size], initial=initial
+        )
+
+
+def _file(name: str, content: bytes) -> model_pb2.Model.File:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return model_pb2.Model.File(name=name, sha256=sha256, bytes=len(content))

@@ -183,6 +183,11 @@ class Network:
         )
 
     @property
+    def state_names(self) -> dict[str, str]:
+        """Of every state's input, the output that follows it."""
+        return {state.input: state.output for state in self.states}
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of one row's state."""
         return sum(4 * state.size for state in self.states)

@@ -6,7 +6,8 @@ B and T are free in every run.
 
 The layers are the operators RNN, GRU and LSTM of the ONNX specification. Against PyTorch these
 order the gates of an LSTM i, o, f, c (i, f, g, o there) and of a GRU z, r, h (r, z, n there),
-and keep both biases of a layer in one row.
+and keep both biases of a layer in one row. They know no projection of the hidden state: an LSTM
+that has one is a Scan over the steps.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx import TensorProto, helper
 
 from unrolled_export.errors import GraphError
 from unrolled_export.graph_builder import GraphBuilder
-from unrolled_export.network import Cell, Floats, Layer, Network
+from unrolled_export.network import Cell, Floats, Gate, Layer, LayerNorm, Network, Stage
 
 LARGEST_FILE = 2**31 - 2**26
 """Bytes of weights that fit in one ONNX file: protobuf ends at 2 GiB, and the engine's graph may
@@ -34,29 +35,44 @@ _GATE_ORDERS = {
     Cell.LSTM: (0, 3, 1, 2),
 }
 """Where each of ONNX's gates is found in PyTorch's order."""
-# Runtimes disagree on what a GRU without linear_before_reset computes, so it is written out.
-_ATTRIBUTES: dict[Cell, dict[str, Any]] = {
-    Cell.RNN_TANH: {"activations": ["Tanh"]},
-    Cell.RNN_RELU: {"activations": ["Relu"]},
-    Cell.GRU: {"linear_before_reset": 1},
-    Cell.LSTM: {},
-}
 
 
-def portable_graph(network: Network) -> onnx.ModelProto:
+def portable_graph(network: Network, halves: bool = False) -> onnx.ModelProto:
     """Build the graph; the same network gives the same bytes.
 
-    Raises GraphError where the weights are too large for one file.
+    `halves` stores the weights, which have to fit, in 16 bits. Raises GraphError where they are
+    too large for one file.
     """
     _check_size(network)
-    graph = GraphBuilder("portable")
+    graph = _Graph("portable", halves)
     sequence = _input_sequence(graph, network)
     for index in range(len(network.layers)):
         sequence = _recurrent_layer(graph, network, index, sequence)
     batch_first = graph.node("Transpose", [sequence], perm=[1, 0, 2])
-    product = graph.node("MatMul", [batch_first, graph.array(network.head_weight.T)])
+    for stage in network.stages:
+        batch_first = _stage(graph, stage, batch_first)
+    product = graph.node("MatMul", [batch_first, graph.weight(network.head_weight.T)])
     graph.node("Add", [product, graph.array(network.head_bias)], ["logits"])
     return graph.model(list(_inputs(network)), list(_outputs(network)))
+
+
+class _Graph(GraphBuilder):
+    """A graph whose weights are all stored in 16 bits, or none."""
+
+    def __init__(self, name: str, halves: bool) -> None:
+        super().__init__(name)
+        self._halves = halves
+
+    def weight(self, array: Floats) -> str:
+        """A constant of weights."""
+        return self.half(array) if self._halves else self.array(array)
+
+
+def _stage(graph: _Graph, stage: Stage, value: str) -> str:
+    if isinstance(stage, LayerNorm):
+        return graph.normalised(stage, value)
+    product = graph.node("MatMul", [value, graph.weight(stage.weight.T)])
+    return graph.activation(stage.activation, graph.node("Add", [product, graph.array(stage.bias)]))
 
 
 def _check_size(network: Network) -> None:
@@ -68,42 +84,93 @@ def _check_size(network: Network) -> None:
         )
 
 
-def _input_sequence(graph: GraphBuilder, network: Network) -> str:
+def _input_sequence(graph: _Graph, network: Network) -> str:
     """What the first layer reads, [T, B, I]."""
     time_first = graph.node("Transpose", ["tokens"], perm=[1, 0])
     if network.embedding is not None:
-        return graph.node("Gather", [graph.array(network.embedding), time_first], axis=0)
+        return graph.node("Gather", [graph.weight(network.embedding), time_first], axis=0)
     depth = graph.integers(network.vocabulary_size)
     return graph.node("OneHot", [time_first, depth, graph.floats([0.0, 1.0])], axis=-1)
 
 
-def _recurrent_layer(graph: GraphBuilder, network: Network, index: int, sequence: str) -> str:
-    """Layer `index` over a sequence [T, B, I]; returns the name of its output [T, B, H]."""
-    cell, states = network.cell, network.states_of(index)
-    first_axis = graph.integers([0])
+def _recurrent_layer(graph: _Graph, network: Network, index: int, sequence: str) -> str:
+    """Layer `index` over a sequence [T, B, I]; returns the name of its output [T, B, O]."""
+    layer = network.layers[index]
+    if layer.norm is not None:
+        sequence = graph.normalised(layer.norm, sequence)
+    if layer.weight_hr is not None:
+        return _projected_layer(graph, network, index, sequence, layer.weight_hr)
+    states, first_axis = network.states_of(index), graph.integers([0])
     befores = [graph.node("Unsqueeze", [state.input, first_axis]) for state in states]
     output, *afters = graph.split_outputs(
-        _OPERATORS[cell],
+        _OPERATORS[network.cell],
         # No sequence lengths: every row is as long as the chunk.
-        [sequence, *_weights(graph, cell, network.layers[index]), "", *befores],
+        [sequence, *_weights(graph, network.cell, layer), "", *befores],
         1 + len(states),
-        hidden_size=network.layers[index].hidden_size,
-        **_ATTRIBUTES[cell],
+        hidden_size=layer.hidden_size,
+        **_attributes(network),
     )
     for state, after in zip(states, afters, strict=True):
         graph.node("Squeeze", [after, first_axis], [state.output])
     return graph.node("Squeeze", [output, graph.integers([1])])
 
 
-def _weights(graph: GraphBuilder, cell: Cell, layer: Layer) -> list[str]:
+def _attributes(network: Network) -> dict[str, Any]:
+    """What the operator has to be told besides its sizes."""
+    if network.cell in (Cell.RNN_TANH, Cell.RNN_RELU):
+        return {"activations": ["Tanh" if network.cell is Cell.RNN_TANH else "Relu"]}
+    attributes: dict[str, Any] = {}
+    if network.cell is Cell.GRU:
+        # Runtimes disagree on what a GRU without the attribute computes, so it is written out.
+        attributes["linear_before_reset"] = int(network.reset_after)
+    if network.gate is not Gate.SIGMOID:
+        others = ["Tanh"] if network.cell is Cell.GRU else ["Tanh", "Tanh"]
+        attributes["activations"] = ["HardSigmoid", *others]
+        attributes["activation_alpha"] = [network.gate.slope]
+        attributes["activation_beta"] = [0.5]
+    return attributes
+
+
+def _weights(graph: _Graph, cell: Cell, layer: Layer) -> list[str]:
     """The operator's W [1, G*H, I], R [1, G*H, H] and B [1, 2*G*H]."""
     order = _GATE_ORDERS[cell]
     biases = [_reordered(layer.bias_ih, order), _reordered(layer.bias_hh, order)]
     return [
-        graph.array(_reordered(layer.weight_ih, order)[None]),
-        graph.array(_reordered(layer.weight_hh, order)[None]),
+        graph.weight(_reordered(layer.weight_ih, order)[None]),
+        graph.weight(_reordered(layer.weight_hh, order)[None]),
         graph.array(np.concatenate(biases)[None]),
     ]
+
+
+def _projected_layer(
+    graph: _Graph, network: Network, index: int, sequence: str, projection: Floats
+) -> str:
+    """An LSTM layer whose hidden state is projected, by torch.nn.LSTM's equations."""
+    layer, (h, c) = network.layers[index], network.states_of(index)
+    weight, bias = graph.weight(layer.weight_ih.T), graph.array(layer.bias_ih + layer.bias_hh)
+    inputs = graph.node("Add", [graph.node("MatMul", [sequence, weight]), bias])
+    names = [f"{name}_{index:02d}" for name in ("before_h", "before_c", "step_input")]
+    sizes = (h.size, c.size, 4 * c.size)
+    step = graph.subgraph(f"step_{index:02d}")
+    hidden = step.node("MatMul", [names[0], graph.weight(layer.weight_hh.T)])
+    i, f, g, o = step.split(step.node("Add", [names[2], hidden]), [layer.hidden_size] * 4)
+    i, f, o = (step.gate(network.gate, value) for value in (i, f, o))
+    kept = step.node("Mul", [f, names[1]])
+    cell = step.node("Add", [kept, step.node("Mul", [i, step.node("Tanh", [g])])])
+    squashed = step.node("Mul", [o, step.node("Tanh", [cell])])
+    output = step.node("MatMul", [squashed, graph.weight(projection.T)])
+    repeated = step.node("Identity", [output])
+    body = step.graph(
+        [_value(name, size) for name, size in zip(names, sizes, strict=True)],
+        [_value(output, h.size), _value(cell, c.size), _value(repeated, h.size)],
+    )
+    outputs = [h.output, c.output, f"hidden_{index:02d}"]
+    graph.node("Scan", [h.input, c.input, inputs], outputs, body=body, num_scan_inputs=1)
+    return outputs[2]
+
+
+def _value(name: str, size: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", size])
 
 
 def _reordered(array: Floats, order: tuple[int, ...]) -> Floats:

@@ -26,17 +26,10 @@ class Reference(Protocol):
         and the states after the last."""
 
 
-def make_reference(network: Network) -> Reference:
-    """PyTorch's modules where torch is installed, else NumPy."""
-    try:
-        from unrolled_export.reference_torch import TorchReference
-    except ModuleNotFoundError:
-        from unrolled_export.reference_numpy import NumpyReference
-
-        return NumpyReference(network)
-    return TorchReference(network)
-
-
-def zero_states(network: Network, rows: int) -> States:
+def initial_states(network: Network, rows: int) -> States:
     """The states before any token."""
-    return {state.input: np.zeros((rows, state.size), np.float32) for state in network.states}
+    states = network.states
+    starts = network.initial or [np.zeros(state.size, np.float32) for state in states]
+    return {
+        state.input: np.tile(start, (rows, 1)) for state, start in zip(states, starts, strict=True)
+    }

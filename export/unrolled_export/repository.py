@@ -17,6 +17,9 @@ from pathlib import Path
 from unrolled_export.errors import RepositoryError
 
 CONFIG = "config.pbtxt"
+MANIFEST = "manifest.json"
+PORTABLE = "model.onnx"
+ENGINE = "engine.onnx"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")
@@ -30,25 +33,25 @@ class Repository:
 
     def next_version(self, name: str) -> int:
         """One more than the highest version of the model, 1 where it has none."""
-        model = self._folder / name
-        entries = model.iterdir() if model.is_dir() else ()
-        versions = [int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name)]
-        return max(versions, default=0) + 1
+        return latest_version(self._folder / name) + 1
 
-    def add(self, name: str, version: int, files: Mapping[str, bytes], config: str) -> Path:
-        """Write a version and the model's Triton configuration; returns the version's folder.
+    def add(
+        self, name: str, version: int, files: Mapping[str, bytes], beside: Mapping[str, bytes]
+    ) -> Path:
+        """Write a version's files, and those `beside` all versions (paths in the model's folder,
+        replaced where they are there); returns the version's folder.
 
         Raises OSError where that fails, or where the version has come up in the meantime.
         """
         model = self._folder / name
         with self._staging(name) as staging:
-            (staging / CONFIG).write_text(config)
-            (staging / str(version)).mkdir()
-            for file, content in files.items():
-                (staging / str(version) / file).write_bytes(content)
+            _write(staging, beside)
+            _write(staging / str(version), files)
             if model.exists():
                 os.rename(staging / str(version), model / str(version))
-                os.replace(staging / CONFIG, model / CONFIG)
+                for path in beside:
+                    (model / path).parent.mkdir(exist_ok=True)
+                    os.replace(staging / path, model / path)
             else:
                 os.rename(staging, model)
         return model / str(version)
@@ -63,6 +66,18 @@ class Repository:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for path, content in files.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def latest_version(model: Path) -> int:
+    """The highest version in a model's folder, 0 where there is none."""
+    entries = model.iterdir() if model.is_dir() else ()
+    return max((int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name)), default=0)
 
 
 def check_name(name: str) -> str:

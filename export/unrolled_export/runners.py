@@ -6,12 +6,13 @@ what its step is told. Log-probabilities [B, T, V] belong to what follows each f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled_export.network import Floats, Network
+from unrolled_export.network import Floats
 from unrolled_export.reference import States, Tokens
 from unrolled_export.runtime import Graph
 
@@ -35,8 +36,10 @@ class _GraphRunner:
 
     name = ""
 
-    def __init__(self, network: Network, content: bytes) -> None:
-        self._outputs = {state.input: state.output for state in network.states}
+    def __init__(self, names: Mapping[str, str], vocabulary_size: int, content: bytes) -> None:
+        """`names` are those of the states: of every input, the output that follows it."""
+        self.vocabulary_size = vocabulary_size
+        self._outputs = dict(names)
         self._graph = Graph(self.name, content)
 
     def _next_states(self, outputs: dict[str, NDArray[Any]]) -> States:

@@ -34,7 +34,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from unrolled_export.graph_builder import GraphBuilder
-from unrolled_export.network import Cell, Floats, Layer, Network
+from unrolled_export.network import Cell, Floats, Layer, LayerNorm, Network, Stage
+from unrolled_export.precision import Precision, quantized
+from unrolled_export.products import Products
 
 GRAPH_REVISION = 1
 """Raised whenever the same weights would give other bits: states belong to a revision."""
@@ -46,10 +48,17 @@ LEAST_TEMPERATURE = 1e-6
 """Positive temperatures below this would overflow; they are greedy in all but name."""
 
 
-def step_graph(network: Network) -> onnx.ModelProto:
-    """Build the graph; the same network gives the same bytes."""
+def step_graph(network: Network, precision: Precision = Precision.FP32) -> onnx.ModelProto:
+    """Build the graph; the same network gives the same bytes.
+
+    In fp16 the weights are stored as they are in 16 bits (`precision.rounded` makes them fit) and
+    multiplied in float32; in int8 those of
+    `precision.quantized` are made of bytes. Raises PrecisionError.
+    """
     graph = GraphBuilder("engine")
-    body = _body(graph, network)
+    step, in_bytes = graph.subgraph("step"), quantized(network, precision)
+    products = Products(step, in_bytes, precision is Precision.FP16)
+    body = _body(products, network)
     states = [state.input for state in network.states]
     _sampling_inputs(graph)
     graph.node(
@@ -90,14 +99,13 @@ def _sampling_inputs(graph: GraphBuilder) -> None:
         graph.node("Unsqueeze", [name, column], [f"{name}_column"])
 
 
-def _body(outer: GraphBuilder, network: Network) -> onnx.GraphProto:
+def _body(products: Products, network: Network) -> onnx.GraphProto:
     """One step of all rows; the weights live in the graph around it."""
-    step = outer.subgraph("step")
-    layers = _layers(step, network)
-    logits = step.node(
-        "Gemm",
-        [layers, outer.array(network.head_weight.T), outer.array(network.head_bias)],
-    )
+    step = products.step
+    top = _layers(products, network)
+    for index, stage in enumerate(network.stages):
+        top = _stage(products, index, stage, top)
+    logits = products.biased("head_weight", top, network.head_weight, network.head_bias)
     step.node("LogSoftmax", [logits], ["step_logprobs"], axis=-1)
     drawn = _draw(step, network.vocabulary_size)
     greedy = step.node("ArgMax", ["step_logprobs"], axis=-1, keepdims=0)
@@ -125,41 +133,48 @@ def _body(outer: GraphBuilder, network: Network) -> onnx.GraphProto:
     )
 
 
-def _layers(step: GraphBuilder, network: Network) -> str:
-    """All recurrent layers; returns the name of the top one's output [B, H]."""
+def _layers(products: Products, network: Network) -> str:
+    """All recurrent layers; returns the name of the top one's output [B, O]."""
     below = ""
     for index, layer in enumerate(network.layers):
-        bias, hidden_bias = _biases(network.cell, layer)
+        bias, hidden_bias = _biases(network, layer)
         if index == 0:
-            inputs = _first_inputs(step, network, bias)
+            inputs = _first_inputs(products, network, bias)
         else:
-            weight = step.outer.array(layer.weight_ih.T)
-            inputs = step.node("Gemm", [below, weight, step.outer.array(bias)])
-        below = _CELLS[network.cell](step, index, layer, inputs, hidden_bias)
+            below = products.step.normalised(layer.norm, below) if layer.norm else below
+            inputs = products.biased(f"weight_ih_{index}", below, layer.weight_ih, bias)
+        below = _CELLS[network.cell](products, network, index, inputs, hidden_bias)
     return below
 
 
-def _biases(cell: Cell, layer: Layer) -> tuple[Floats, Floats]:
+def _stage(products: Products, index: int, stage: Stage, value: str) -> str:
+    if isinstance(stage, LayerNorm):
+        return products.step.normalised(stage, value)
+    product = products.biased(f"stage_weight_{index}", value, stage.weight, stage.bias)
+    return products.step.activation(stage.activation, product)
+
+
+def _biases(network: Network, layer: Layer) -> tuple[Floats, Floats]:
     """The bias of the input product, and of the hidden product [G*H].
 
-    All of it is added to the input product, but for the GRU's candidate: its hidden bias
+    All of it is added to the input product, but for the GRU's candidate where its hidden bias
     belongs inside the product with the reset gate.
     """
     bias_ih, bias_hh = layer.bias_ih.astype(np.float64), layer.bias_hh.astype(np.float64)
     inside = np.zeros_like(bias_hh)
-    if cell is Cell.GRU:
+    if network.cell is Cell.GRU and network.reset_after:
         inside[2 * layer.hidden_size :] = bias_hh[2 * layer.hidden_size :]
     return (bias_ih + bias_hh - inside).astype(np.float32), inside.astype(np.float32)
 
 
-def _first_inputs(step: GraphBuilder, network: Network, bias: Floats) -> str:
+def _first_inputs(products: Products, network: Network, bias: Floats) -> str:
     """The first layer's input product [B, G*H]: a look-up, or of a large model a product."""
-    weight = network.layers[0].weight_ih
+    step, weight = products.step, network.layers[0].weight_ih
     if 4 * network.vocabulary_size * len(weight) <= LARGEST_TABLE or network.embedding is None:
         table = step.outer.array(_table(network, bias))
         return step.node("Gather", [table, "fed"], axis=0)
-    embedded = step.node("Gather", [step.outer.array(network.embedding), "fed"], axis=0)
-    return step.node("Gemm", [embedded, step.outer.array(weight.T), step.outer.array(bias)])
+    embedded = step.node("Gather", [products.weight(network.embedding), "fed"], axis=0)
+    return products.biased("weight_ih_0", embedded, weight, bias)
 
 
 def _table(network: Network, bias: Floats) -> Floats:
@@ -171,51 +186,68 @@ def _table(network: Network, bias: Floats) -> Floats:
     return (rows + bias).astype(np.float32)
 
 
-def _rnn(step: GraphBuilder, index: int, layer: Layer, inputs: str, _: Floats, tanh: bool) -> str:
-    weight = step.outer.array(layer.weight_hh.T)
-    gate = step.node("Gemm", [f"step_h_{index:02d}", weight, inputs])
-    output = f"step_next_h_{index:02d}"
-    return step.node("Tanh" if tanh else "Relu", [gate], [output])
+def _rnn(products: Products, network: Network, index: int, inputs: str, _: Floats) -> str:
+    weight = network.layers[index].weight_hh
+    gate = products.added(f"weight_hh_{index}", f"step_h_{index:02d}", weight, inputs)
+    function = "Tanh" if network.cell is Cell.RNN_TANH else "Relu"
+    return products.step.node(function, [gate], [f"step_next_h_{index:02d}"])
 
 
-def _rnn_tanh(step: GraphBuilder, index: int, layer: Layer, inputs: str, bias: Floats) -> str:
-    return _rnn(step, index, layer, inputs, bias, tanh=True)
-
-
-def _rnn_relu(step: GraphBuilder, index: int, layer: Layer, inputs: str, bias: Floats) -> str:
-    return _rnn(step, index, layer, inputs, bias, tanh=False)
-
-
-def _lstm(step: GraphBuilder, index: int, layer: Layer, inputs: str, _: Floats) -> str:
-    size = layer.hidden_size
-    weight = step.outer.array(layer.weight_hh.T)
-    gates = step.node("Gemm", [f"step_h_{index:02d}", weight, inputs])
-    i, f, g, o = step.split(gates, [size] * 4)
-    i, f, o = (step.node("Sigmoid", [gate]) for gate in (i, f, o))
+def _lstm(products: Products, network: Network, index: int, inputs: str, _: Floats) -> str:
+    step, layer = products.step, network.layers[index]
+    gates = products.added(f"weight_hh_{index}", f"step_h_{index:02d}", layer.weight_hh, inputs)
+    i, f, g, o = step.split(gates, [layer.hidden_size] * 4)
+    i, f, o = (step.gate(network.gate, value) for value in (i, f, o))
     g = step.node("Tanh", [g])
     kept = step.node("Mul", [f, f"step_c_{index:02d}"])
     added = step.node("Mul", [i, g])
     cell = step.node("Add", [kept, added], [f"step_next_c_{index:02d}"])
     squashed = step.node("Tanh", [cell])
-    return step.node("Mul", [o, squashed], [f"step_next_h_{index:02d}"])
+    output = [f"step_next_h_{index:02d}"]
+    if layer.weight_hr is None:
+        return step.node("Mul", [o, squashed], output)
+    hidden = step.node("Mul", [o, squashed])
+    return step.node("MatMul", [hidden, products.weight(layer.weight_hr.T)], output)
 
 
-def _gru(step: GraphBuilder, index: int, layer: Layer, inputs: str, bias: Floats) -> str:
-    size = layer.hidden_size
-    weight, inside = step.outer.array(layer.weight_hh.T), step.outer.array(bias)
-    before = f"step_h_{index:02d}"
-    hidden = step.node("Gemm", [before, weight, inside])
-    input_rz, input_n = step.split(inputs, [2 * size, size])
-    hidden_rz, hidden_n = step.split(hidden, [2 * size, size])
-    rz = step.node("Sigmoid", [step.node("Add", [input_rz, hidden_rz])])
-    r, z = step.split(rz, [size, size])
-    reset = step.node("Mul", [r, hidden_n])
-    n = step.node("Tanh", [step.node("Add", [input_n, reset])])
+def _gru(products: Products, network: Network, index: int, inputs: str, bias: Floats) -> str:
+    step, before = products.step, f"step_h_{index:02d}"
+    candidate = _reset_after if network.reset_after else _reset_before
+    z, n = candidate(products, network, index, inputs, bias)
     kept = step.node("Mul", [z, step.node("Sub", [before, n])])
     return step.node("Add", [n, kept], [f"step_next_h_{index:02d}"])
 
 
-_CELLS = {Cell.RNN_TANH: _rnn_tanh, Cell.RNN_RELU: _rnn_relu, Cell.LSTM: _lstm, Cell.GRU: _gru}
+def _reset_after(
+    products: Products, network: Network, index: int, inputs: str, bias: Floats
+) -> tuple[str, str]:
+    """Update gate and candidate, the reset gate applied to the product of the hidden state."""
+    step, layer = products.step, network.layers[index]
+    size, before = layer.hidden_size, f"step_h_{index:02d}"
+    hidden = products.biased(f"weight_hh_{index}", before, layer.weight_hh, bias)
+    input_rz, input_n = step.split(inputs, [2 * size, size])
+    hidden_rz, hidden_n = step.split(hidden, [2 * size, size])
+    rz = step.gate(network.gate, step.node("Add", [input_rz, hidden_rz]))
+    r, z = step.split(rz, [size, size])
+    reset = step.node("Mul", [r, hidden_n])
+    return z, step.node("Tanh", [step.node("Add", [input_n, reset])])
+
+
+def _reset_before(
+    products: Products, network: Network, index: int, inputs: str, _: Floats
+) -> tuple[str, str]:
+    """Update gate and candidate, the reset gate applied to the hidden state."""
+    step, layer = products.step, network.layers[index]
+    size, before = layer.hidden_size, f"step_h_{index:02d}"
+    weight_rz, weight_n = layer.weight_hh[: 2 * size], layer.weight_hh[2 * size :]
+    input_rz, input_n = step.split(inputs, [2 * size, size])
+    rz = step.gate(network.gate, products.added("", before, weight_rz, input_rz))
+    r, z = step.split(rz, [size, size])
+    reset = step.node("Mul", [r, before])
+    return z, step.node("Tanh", [products.added("", reset, weight_n, input_n)])
+
+
+_CELLS = {Cell.RNN_TANH: _rnn, Cell.RNN_RELU: _rnn, Cell.LSTM: _lstm, Cell.GRU: _gru}
 
 
 def _draw(step: GraphBuilder, vocabulary: int) -> str:

@@ -1,6 +1,7 @@
 """`config.pbtxt`: what makes the repository one of Triton Inference Server's as well.
 
-Triton keeps the states (sequence batching with implicit state) and starts each at zero. It
+Triton keeps the states (sequence batching with implicit state) and starts each at zero, or at
+what a file in the folder `initial_state` holds. It
 pairs several states by sorted name (triton-inference-server/server#8586), which the names of
 `Network.states` allow for.
 """
@@ -8,6 +9,7 @@ pairs several states by sorted name (triton-inference-server/server#8586), which
 from __future__ import annotations
 
 from unrolled_export.network import Network, State
+from unrolled_export.repository import CONFIG
 
 MAX_BATCH_SIZE = 256
 MAX_SEQUENCES = 1024
@@ -15,9 +17,17 @@ MAX_IDLE_MICROSECONDS = 600_000_000
 """Ten minutes: after one second, Triton's own choice, nobody has read a line."""
 
 
-def triton_config(name: str, network: Network) -> str:
+def triton_files(name: str, network: Network) -> dict[str, bytes]:
+    """The configuration and the first states, by their paths in the model's folder."""
+    starts = zip(network.states, network.initial or (), strict=network.initial is not None)
+    return {CONFIG: _config(name, network).encode()} | {
+        f"initial_state/{state.input}": values.astype("<f4").tobytes() for state, values in starts
+    }
+
+
+def _config(name: str, network: Network) -> str:
     """The configuration in protobuf's text format."""
-    states = "\n".join(_state(state) for state in network.states)
+    states = "\n".join(_state(state, network.initial is None) for state in network.states)
     return f"""\
 name: "{name}"
 platform: "onnxruntime_onnx"
@@ -43,7 +53,8 @@ sequence_batching {{
 """
 
 
-def _state(state: State) -> str:
+def _state(state: State, starts_at_zero: bool) -> str:
+    start = "zero_data: true" if starts_at_zero else f'data_file: "{state.input}"'
     return f"""\
   state {{
     input_name: "{state.input}"
@@ -51,9 +62,9 @@ def _state(state: State) -> str:
     data_type: TYPE_FP32
     dims: [ {state.size} ]
     initial_state {{
-      name: "zero_{state.input}"
+      name: "start_{state.input}"
       data_type: TYPE_FP32
       dims: [ {state.size} ]
-      zero_data: true
+      {start}
     }}
   }}"""

@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from unrolled.v1 import model_pb2
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+"""Files that define a vocabulary whose tokens the manifest does not list."""
+
 _SCHEME = b"unrolled fingerprint 1"
 """Raised whenever fields are added to what is hashed, or written differently."""
 
@@ -33,6 +36,9 @@ def _fields(model: model_pb2.Model) -> Iterator[bytes]:
     for layer in model.layers:
         yield from _numbers([layer.input_size, layer.hidden_size, layer.projection_size])
     yield from _vocabulary(model.vocabulary)
+    for file in model.files:
+        if file.name in TOKENIZER_FILES:
+            yield from (file.name.encode(), file.sha256.encode())
     yield from _numbers([len(model.states)])
     for state in model.states:
         yield from (state.input.encode(), state.output.encode())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from google.protobuf import json_format
 from unrolled.fingerprint import fingerprint
 from unrolled.v1 import model_pb2
@@ -18,7 +19,8 @@ from unrolled_server.logs import log_event
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.runner import DeviceError, Runner, RunnerConfig, StateSpec
 from unrolled_server.scheduler import ROW_STEPS
-from unrolled_server.vocabulary import CharacterVocabulary, Vocabulary
+from unrolled_server.vocabulary import Vocabulary
+from unrolled_server.vocabulary_loader import load_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +106,8 @@ def _load(
 ) -> ServedModel:
     _check_manifest(folder, manifest)
     _check_files(folder, manifest)
-    vocabulary = _vocabulary(manifest.vocabulary)
-    states = tuple(StateSpec(s.input, s.output, s.shape[0]) for s in manifest.states)
+    vocabulary = load_vocabulary(folder, manifest)
+    states = tuple(_state(state) for state in manifest.states)
     graph = folder / GRAPH
     runner = Runner(graph, states, vocabulary.size, rows, ROW_STEPS, config)
     label = f"{manifest.name}/{manifest.version}"
@@ -118,6 +120,11 @@ def _load(
         start_engine(label, runner, vocabulary),
         runner.device,
     )
+
+
+def _state(state: model_pb2.Model.StateTensor) -> StateSpec:
+    initial = np.array(state.initial, np.float32) if state.initial else None
+    return StateSpec(state.input, state.output, state.shape[0], initial)
 
 
 def _read_manifest(folder: Path) -> model_pb2.Model:
@@ -147,6 +154,8 @@ def _check_manifest(folder: Path, manifest: model_pb2.Model) -> None:
         )
     if any(len(state.shape) != 1 for state in manifest.states):
         raise LoadError("manifest.json: states: every shape has one dimension")
+    if any(state.initial and len(state.initial) != state.shape[0] for state in manifest.states):
+        raise LoadError("manifest.json: states: initial has not as many numbers as the shape")
 
 
 def _check_files(folder: Path, manifest: model_pb2.Model) -> None:
@@ -164,24 +173,3 @@ def _check_files(folder: Path, manifest: model_pb2.Model) -> None:
             raise LoadError(f"{file.name}: {len(content)} bytes, manifest.json has {file.bytes}")
         if hashlib.sha256(content).hexdigest() != file.sha256:
             raise LoadError(f"{file.name}: SHA-256 differs from that in manifest.json")
-
-
-def _vocabulary(message: model_pb2.Vocabulary) -> Vocabulary:
-    kind = model_pb2.Vocabulary.Kind.Name(message.kind)
-    if message.kind != model_pb2.Vocabulary.KIND_CHARACTER:
-        raise LoadError(f"manifest.json: vocabulary.kind: {kind} is not served by this release")
-    special = {"start_token": message.start_token, "unknown_token": message.unknown_token}
-    for field, token in special.items():
-        if not 0 <= token < len(message.tokens):
-            raise LoadError(f"manifest.json: vocabulary.{field}: there is no token {token}")
-    if not all(0 <= token < len(message.tokens) for token in message.end_tokens):
-        raise LoadError("manifest.json: vocabulary.end_tokens: not all are tokens")
-    try:
-        return CharacterVocabulary(
-            message.tokens,
-            message.start_token if message.HasField("start_token") else None,
-            message.end_tokens,
-            message.unknown_token if message.HasField("unknown_token") else None,
-        )
-    except (TypeError, ValueError) as error:
-        raise LoadError("manifest.json: vocabulary.tokens: not single characters") from error

@@ -6,7 +6,7 @@ import numpy as np
 
 from unrolled_server.logprobs import LogprobTape
 from unrolled_server.sampler import Uniforms, uniforms
-from unrolled_server.text import partial_after, text_stream
+from unrolled_server.text import newest_shown, partial_after, text_stream
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Floats
 from unrolled_server.vocabulary import Vocabulary
@@ -42,9 +42,13 @@ class Row:
             self._tape = LogprobTape(min(task.logprobs, vocabulary.size))
         self._block: Uniforms = uniforms(0, 0, 0)
         self._block_start = 0
-        told_bytes = [vocabulary.token(token) for token in task.told[-4:].tolist()]
+        # Of the last tokens' bytes, those that matter do not depend on what precedes.
+        told_bytes = [vocabulary.piece(None, token) for token in task.told[-4:].tolist()]
         self._text = text_stream(
-            vocabulary, task.stop, partial_after(task.start.partial, told_bytes)
+            vocabulary,
+            task.stop,
+            partial_after(task.start.partial, told_bytes),
+            newest_shown(vocabulary, task.start.previous, task.told),
         )
         self.flushed: float | None = None
         """When the last delta left, in seconds of time.perf_counter."""
@@ -166,6 +170,7 @@ class Row:
             self.pending if has_pending else None,
             self._position,
             self._text.partial if task.keeps_partial else b"",
+            self._text.previous,
         )
         told = len(task.told)
         ending = Ending(self._reason(), self._text.matched_stop, told, self._drawn, checkpoint)

@@ -31,11 +31,13 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One state tensor: its names in the graph and its width."""
+    """One state tensor: its names in the graph, its width and its value before any token."""
 
     input: str
     output: str
     size: int
+    initial: Floats | None = None
+    """[size]; None: zeros."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Runner:
         self._vocabulary = vocabulary
         self._check_signature(graph.name)
         self.state_size = sum(spec.size for spec in states)
+        self._initial = np.concatenate([_initial(spec) for spec in states])
         self._states = tuple(
             [np.zeros((rows, spec.size), np.float32) for spec in states] for _ in range(2)
         )
@@ -106,10 +109,11 @@ class Runner:
         return tokens, self._logprobs[: rows * steps].reshape(steps, rows, self._vocabulary)
 
     def load(self, row: int, state: Floats | None) -> None:
-        """Set the state of a row to `state` [S], or to zeros."""
+        """Set the state of a row to `state` [S], or to what it is before any token."""
+        state = self._initial if state is None else state
         start = 0
         for spec, array in zip(self._specs, self._states[self._current], strict=True):
-            array[row] = 0.0 if state is None else state[start : start + spec.size]
+            array[row] = state[start : start + spec.size]
             start += spec.size
 
     def save(self, row: int) -> Floats:
@@ -183,6 +187,10 @@ class Runner:
         ] or [None]
         if width != self._vocabulary:
             raise RunnerError(f"{graph}: logprobs are over {width} tokens, not {self._vocabulary}")
+
+
+def _initial(spec: StateSpec) -> Floats:
+    return np.zeros(spec.size, np.float32) if spec.initial is None else spec.initial
 
 
 def check_device(device: str) -> None:

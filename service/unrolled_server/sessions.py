@@ -38,6 +38,7 @@ class Session:
         "partial",
         "pending",
         "position",
+        "previous",
         "seed",
         "slot",
         "used",
@@ -57,6 +58,7 @@ class Session:
         self.position = 0
         self.pending: int | None = None
         self.partial = b""
+        self.previous: int | None = None
         self.slot: int | None = None
         """None while the state is zero."""
         self.holder: Callable[[], None] | None = None
@@ -172,7 +174,9 @@ class Sessions:
         state = None
         if session.slot is not None:
             state = self._slabs_of(session.model).read(session.slot)
-        return Checkpoint(state, session.pending, session.position, session.partial)
+        return Checkpoint(
+            state, session.pending, session.position, session.partial, session.previous
+        )
 
     def commit(self, session: Session, checkpoint: Checkpoint) -> None:
         """Move a session to where its turn ended. Raises SessionNotFound where it has ended."""
@@ -219,6 +223,7 @@ class Sessions:
         session.position = checkpoint.position
         session.pending = checkpoint.pending
         session.partial = checkpoint.partial
+        session.previous = checkpoint.previous
 
     def _remove(self, session: Session, reason: str) -> None:
         del self._sessions[session.name]

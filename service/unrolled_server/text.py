@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from unrolled_server.types import FinishReason
+from unrolled_server.types import FinishReason, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
 
@@ -16,6 +16,12 @@ def partial_after(partial: bytes, tokens: Sequence[bytes]) -> bytes:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(partial + b"".join(tokens))
     return decoder.getstate()[0]
+
+
+def newest_shown(vocabulary: Vocabulary, previous: int | None, told: Tokens) -> int | None:
+    """The newest token that shows after `previous`, the newest before, and `told`."""
+    newest = (vocabulary.newest(None, int(token)) for token in reversed(told))
+    return next((token for token in newest if token is not None), previous)
 
 
 class TextStream(Protocol):
@@ -29,6 +35,10 @@ class TextStream(Protocol):
     def partial(self) -> bytes:
         """The beginning of a character whose remaining bytes are yet to come."""
 
+    @property
+    def previous(self) -> int | None:
+        """The newest token that shows, which the text of the next one depends on."""
+
     def push(self, tokens: Sequence[int]) -> int:
         """Take drawn tokens up to the one that ends the text; returns how many were taken."""
 
@@ -39,17 +49,20 @@ class TextStream(Protocol):
         """Everything that is left; an unfinished character becomes U+FFFD unless kept."""
 
 
-def text_stream(vocabulary: Vocabulary, stops: Sequence[str], partial: bytes) -> TextStream:
-    """The cheapest stream that does what a turn needs."""
+def text_stream(
+    vocabulary: Vocabulary, stops: Sequence[str], partial: bytes, previous: int | None = None
+) -> TextStream:
+    """The cheapest stream that does what a turn needs, after `previous`, the newest that shows."""
     if vocabulary.whole_characters and not stops and not partial:
         return PlainText(vocabulary)
-    return HeldText(vocabulary, stops, partial)
+    return HeldText(vocabulary, stops, partial, previous)
 
 
 class PlainText:
     """Text in which every token stands for itself: nothing is ever held back."""
 
     partial = b""
+    previous = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -81,7 +94,14 @@ class HeldText:
     A token is held back with its text.
     """
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], partial: bytes) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        stops: Sequence[str],
+        partial: bytes,
+        previous: int | None = None,
+    ) -> None:
+        self.previous = previous
         self._vocabulary = vocabulary
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -126,10 +146,12 @@ class HeldText:
 
     def _push(self, token: int) -> None:
         self._unplaced += 1
+        piece = self._vocabulary.piece(self.previous, token)
+        self.previous = self._vocabulary.newest(self.previous, token)
         if token in self._vocabulary.end_tokens:
             self.reason = FinishReason.END
             return
-        new = self._decoder.decode(self._vocabulary.token(token))
+        new = self._decoder.decode(piece)
         self._decoded += len(new)
         if not self._decoder.getstate()[0]:
             self._ends.extend([self._decoded] * self._unplaced)

@@ -201,7 +201,7 @@ class Turns:
         self, request: TurnRequest, model: ServedModel, session: Session | None, start: Checkpoint
     ) -> Task:
         max_tokens = self._max_tokens(request.max_tokens)
-        told = self._told(request, model)
+        told = self._told(request, model, start.previous)
         nothing = start.pending is None and not len(told)
         if nothing and max_tokens and model.vocabulary.start_token is None:
             raise NothingToContinue(request.session, model.label)
@@ -230,7 +230,7 @@ class Turns:
             seed = secrets.randbits(64) if session is None else session.seed
         return Sampling(seed, request.temperature, request.top_k, request.top_p, request.min_p)
 
-    def _told(self, request: TurnRequest, model: ServedModel) -> Tokens:
+    def _told(self, request: TurnRequest, model: ServedModel, previous: int | None) -> Tokens:
         tell, field = request.tell, request.field
         if tell is None:
             return np.zeros(0, np.int32)
@@ -239,7 +239,7 @@ class Turns:
             size = len(tell.encode(errors="surrogatepass"))
             if size > limit:
                 raise InvalidField(field, f"{size} bytes are over the limit {limit}")
-            return self._encoded(tell, field, model)
+            return self._encoded(tell, field, model, previous)
         if len(tell) > limit:
             raise InvalidField(field, f"{len(tell)} tokens are over the limit {limit}")
         return self._known(np.fromiter(tell, np.int32, len(tell)), field, model)
@@ -254,8 +254,8 @@ class Turns:
         return tokens
 
     @staticmethod
-    def _encoded(text: str, field: str, model: ServedModel) -> Tokens:
+    def _encoded(text: str, field: str, model: ServedModel, previous: int | None) -> Tokens:
         try:
-            return model.vocabulary.encode(text)
+            return model.vocabulary.encode(text, previous)
         except UnknownSymbol as error:
             raise UnknownText(field, error.offset, error.text) from error

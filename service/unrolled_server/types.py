@@ -79,6 +79,8 @@ class Checkpoint:
     """Tokens so far, the pending one included, a start token not."""
     partial: bytes = b""
     """The beginning of a character whose remaining bytes are yet to come."""
+    previous: int | None = None
+    """The newest token that shows, where text depends on it; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)

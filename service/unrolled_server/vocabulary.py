@@ -22,24 +22,34 @@ class UnknownSymbol(Exception):
 
 
 class Vocabulary(Protocol):
-    """The tokens of a model."""
+    """The tokens of a model.
+
+    What a token's text is may depend on what precedes it: a word is joined to the one before,
+    and a text does not begin with the space that would join it.
+    """
 
     size: int
     start_token: int | None
     end_tokens: frozenset[int]
     longest_token: int
-    """Bytes of the longest token."""
+    """Bytes of the longest token, as `token` gives it."""
     whole_characters: bool
-    """Whether every token's bytes are valid UTF-8 by themselves."""
+    """Whether every token's text is always the same, and valid UTF-8 by itself."""
 
-    def encode(self, text: str) -> Tokens:
-        """Token ids of `text`; raises UnknownSymbol."""
+    def encode(self, text: str, previous: int | None = None) -> Tokens:
+        """Token ids of a text that follows `previous`, as in `piece`; raises UnknownSymbol."""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens that are whole characters."""
 
     def token(self, index: int) -> bytes:
-        """Bytes of one token."""
+        """Bytes of one token by itself."""
+
+    def piece(self, previous: int | None, token: int) -> bytes:
+        """What `token` adds to a text; `previous` is the newest before it that shows."""
+
+    def newest(self, previous: int | None, token: int) -> int | None:
+        """What `previous` is after `token`: `token`, unless it leaves no trace in the text."""
 
 
 class CharacterVocabulary:
@@ -64,7 +74,7 @@ class CharacterVocabulary:
         self._ids = np.argsort(points).astype(np.int32)
         self._points = points[self._ids]
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, previous: int | None = None) -> Tokens:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         places = np.searchsorted(self._points, points)
         places[places == len(self._points)] = 0
@@ -85,3 +95,9 @@ class CharacterVocabulary:
 
     def token(self, index: int) -> bytes:
         return self._bytes[index]
+
+    def piece(self, previous: int | None, token: int) -> bytes:
+        return self._bytes[token]
+
+    def newest(self, previous: int | None, token: int) -> int | None:
+        return token

@@ -12,12 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from support.checkpoints import letters, refusal, save, state_dict
-from unrolled_export import convert
+from unrolled_export import building
 from unrolled_export.errors import GraphError, ParityError
 from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.parity import check_parity
 from unrolled_export.portable_graph import portable_graph
-from unrolled_export.reference import zero_states
+from unrolled_export.reference import initial_states
 from unrolled_export.reference_numpy import NumpyReference
 from unrolled_export.reference_torch import TorchReference
 from unrolled_export.runtime import Graph
@@ -64,7 +64,7 @@ def assert_references_agree(model: Network) -> None:
     """In two chunks, the second with the state that the first left."""
     tokens = np.random.default_rng(0).integers(0, 7, (3, 50))
     ours, theirs = NumpyReference(model), TorchReference(model)
-    our_states = their_states = zero_states(model, 3)
+    our_states = their_states = initial_states(model, 3)
     for chunk in (tokens[:, :20], tokens[:, 20:]):
         ours_said, our_states = ours.advance(chunk, our_states)
         theirs_said, their_states = theirs.advance(chunk, their_states)
@@ -142,10 +142,24 @@ def test_a_wrong_graph_of_the_engine() -> None:
     portable, engine = graphs(model)
     nudge_head_bias(engine)
     said = check(model, portable, engine)
-    expected = (
+    assert re.fullmatch(
         r"engine\.onnx, one row, one step a run: a log-probability differs from torch \S+ by "
+        r"\d\.\de-0\d nats at step \d+ of row 0, which starts above the last layer, whose "
+        r"states agree; 1e-04 is tolerated",
+        said,
     )
-    assert re.match(expected + r"\d\.\de-0\d at step \d+ of row 0; 1e-04 is tolerated$", said)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_the_layer_at_which_a_mismatch_starts(layer: int) -> None:
+    model = network(Cell.LSTM)
+    layers = list(model.layers)
+    weight_hh = layers[layer].weight_hh.copy()
+    weight_hh[0] += 0.5
+    layers[layer] = replace(layers[layer], weight_hh=weight_hh)
+    other = replace(model, layers=tuple(layers))
+    said = check(model, portable_graph(model), step_graph(other))
+    assert f"which starts at layer {layer} (h_0{layer}, step 1)" in said
 
 
 def greedy_takes_the_least_likely(graph: onnx.ModelProto) -> None:
@@ -202,11 +216,11 @@ def test_a_graph_that_onnxruntime_refuses() -> None:
 def test_a_failed_check_fails_the_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def wrong(model: Network) -> onnx.ModelProto:
-        graph = portable_graph(model)
+    def wrong(model: Network, halves: bool) -> onnx.ModelProto:
+        graph = portable_graph(model, halves)
         reset_before_the_product(graph)
         return graph
 
-    monkeypatch.setattr(convert, "portable_graph", wrong)
+    monkeypatch.setattr(building, "portable_graph", wrong)
     arguments = save(tmp_path, state_dict("gru"), letters(5))
     assert "model.onnx, in one chunk" in refusal(arguments, tmp_path / "models", capsys)

@@ -36,7 +36,7 @@ class ByteVocabulary:
         self.end_tokens = frozenset(end_tokens)
         self.longest_token = max(map(len, tokens))
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, previous: int | None = None) -> Tokens:
         raise NotImplementedError
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -44,6 +44,12 @@ class ByteVocabulary:
 
     def token(self, index: int) -> bytes:
         return self._tokens[index]
+
+    def piece(self, previous: int | None, token: int) -> bytes:
+        return self._tokens[token]
+
+    def newest(self, previous: int | None, token: int) -> int | None:
+        return token
 
 
 def tail(data: bytes) -> bytes:

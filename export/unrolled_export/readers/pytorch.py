@@ -1,39 +1,59 @@
-"""A state dict in a file of `torch.save`."""
+"""A model in a file of `torch.save`: a state dict or a pickled module, whatever is around it."""
 
 from __future__ import annotations
 
+import string
 from pathlib import Path
 
-from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.embedded_vocabulary import find_vocabulary
+from unrolled_export.readers.module_tree import FoundModel, find_model
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dict import read_state_dict
 from unrolled_export.readers.tensors import Tensors
+from unrolled_export.readers.torch_file import is_torch_file, read_tree
 
-_SUFFIXES = (".pt", ".pth")
-_MAGIC = (b"PK\x03\x04", b"\x80\x02")
-"""A zip archive (torch 1.6 and later), a pickle (before)."""
+_PRINTABLE_CLASSES = ("CharRNN", "RNN")
+_PRINTABLE_PARTS = ({"encoder", "rnn", "decoder"}, {"encoder", "gru", "decoder"})
+"""Of github.com/spro/char-rnn.pytorch, whose vocabulary is Python's string.printable."""
+_PRINTABLE_ASSUMED = "vocabulary is Python's string.printable, as in char-rnn.pytorch"
 
 
 class PytorchFile:
-    """A file of `torch.save(model.state_dict(), ...)`."""
+    """A file of `torch.save`, or a pickle of arrays by name."""
 
-    kind = "a PyTorch state dict, .pt or .pth"
+    kind = "a PyTorch file (.pt, .pth, .bin, .pkl or the like)"
 
     def accepts(self, path: Path) -> bool:
-        return path.is_file() and (path.suffix in _SUFFIXES or _head(path).startswith(_MAGIC))
+        return path.is_file() and is_torch_file(path)
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
-        try:
-            from unrolled_export.readers.torch_file import load_arrays
-        except ModuleNotFoundError as error:
-            raise CheckpointError(
-                path, f"reading PyTorch files needs {error.name}: pip install '.[train]'"
-            ) from error
-        network, reading = read_state_dict(Tensors(path, load_arrays(path)), settings)
-        return Checkpoint(network, (path,), f"PyTorch state dict: {reading}")
+        tree = read_tree(path, settings.allow_pickle)
+        found = find_model(path, tree, settings)
+        tensors = Tensors(path, found.arrays)
+        reading = read_state_dict(tensors, settings, modules=found.modules, hints=found.hints)
+        size = reading.network.vocabulary_size
+        vocabulary = find_vocabulary(path, tree, size)
+        is_printable = vocabulary is None and _has_printable_tokens(found, size)
+        return Checkpoint(
+            reading.network,
+            (path,),
+            f"{_kind(found)}: {reading.text}",
+            tuple(string.printable) if is_printable else vocabulary,
+            assumptions=(*reading.assumptions, *((_PRINTABLE_ASSUMED,) if is_printable else ())),
+        )
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4)
+def _kind(found: FoundModel) -> str:
+    place = "" if found.place == "." else f" at {found.place}"
+    if "" in found.modules:
+        return f"pickled {found.modules[''].class_name}{place}"
+    return f"PyTorch state dict{place}"
+
+
+def _has_printable_tokens(found: FoundModel, size: int) -> bool:
+    """Whether the model is of the family whose code fixes the vocabulary."""
+    if size != len(string.printable) or "" not in found.modules:
+        return False
+    parts = found.modules.keys() - {""}
+    return found.modules[""].class_name in _PRINTABLE_CLASSES and parts in _PRINTABLE_PARTS

@@ -1,132 +1,247 @@
-"""Which tensors of a state dict are the embedding and the head.
+"""Which of the readings that the widths allow a state dict means.
 
 Names differ from project to project, so shapes decide: an embedding is [V, I] for the first
 layer's input width I, a head [V, H] for the last layer's hidden size H. Where shapes leave a
-choice, a bias beside a tensor and then its name decide; where these do too, the user does.
+choice, its bias and then its name tell a head; the order in which a pickled model registers its
+parts, and then their names, tell their places. Where these leave a choice too, the user decides.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import permutations
+from collections.abc import Sequence
+from itertools import combinations
 
+from unrolled_export.errors import SettingError
+from unrolled_export.readers.chains import Chain, TooManyOrders, find_chains
+from unrolled_export.readers.module_info import Modules
+from unrolled_export.readers.parts import Matrix, Norm, Part, find_matrices, find_norms
+from unrolled_export.readers.recurrent import Recurrent
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.tensors import Tensors
 
 _EMBEDDING_NAME = re.compile(r"emb|encod|lookup|wte", re.IGNORECASE)
 _HEAD_NAME = re.compile(
-    r"head|decod|linear|dense|out|logit|proj|classif|(^|[._])(fc|lo)\d*[._]|wforward", re.IGNORECASE
+    r"head|decod|linear|dense|out|logit|proj|classif|(^|[._])(fc|lo)\d*([._]|$)|wforward",
+    re.IGNORECASE,
 )
+_BEFORE_NAME = re.compile(r"emb|input|(^|[._])(in|pre|first)([._]|$)", re.IGNORECASE)
+_AFTER_NAME = re.compile(
+    r"out|head|decod|post|final|last|(^|[._])(fc\d*|proj|additional_fc|(ln|norm)_f)([._]|$)",
+    re.IGNORECASE,
+)
+_MOST_CHOICES = 4
+_MOST_SHOWN = 12
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Names of tensors by what they are."""
+def find_roles(
+    tensors: Tensors, recurrent: Sequence[Recurrent], settings: Settings, modules: Modules
+) -> tuple[Chain, tuple[str, ...]]:
+    """The likeliest chain over the recurrent modules and the tensors left beside them, and what
+    was assumed of its order.
 
-    embedding: str | None
-    """[V, I]; None for one-hot input."""
-    head: str
-    """[V, H]; the embedding itself where the file holds tied weights once."""
-    head_bias: str | None
-    """[V]"""
-
-    @property
-    def matrices(self) -> int:
-        """How many tensors the embedding and the head are."""
-        return len({self.embedding, self.head} - {None})
-
-
-def find_roles(tensors: Tensors, inputs: int, hidden: int, settings: Settings) -> Roles:
-    """The roles of the tensors left after the recurrent ones are taken.
-
-    Settings: `input` (embedding or one-hot) and `head` (a tensor's name) settle what is
-    ambiguous. Raises CheckpointError where nothing fits, or more than one reading does.
+    Settings settle what is ambiguous: `input` (embedding or one-hot), `head` (a tensor's name),
+    `norm` (before or after the recurrent layers), `order` (the parts' names, in order). Raises
+    CheckpointError where nothing fits, and SettingNeeded where more than one reading does.
     """
     form = settings.choice("input", ("embedding", "one-hot"))
     head = settings.text("head")
-    readings = [
-        roles
-        for roles in _readings(tensors, inputs, hidden)
-        if form in (None, "embedding" if roles.embedding else "one-hot")
-        and head in (None, roles.head)
+    chains = [
+        chain
+        for chain in _chains(tensors, recurrent, modules)
+        if form in (None, "embedding" if chain.embedding else "one-hot")
+        and (head is None or head in chain.head.names)
     ]
-    if not readings:
-        raise tensors.error(_nothing_fits(tensors, inputs, hidden))
-    best = max(_evidence(tensors, roles) for roles in readings)
-    likeliest = [roles for roles in readings if _evidence(tensors, roles) == best]
-    _check_unambiguous(tensors, likeliest)
-    return likeliest[0]
+    if not chains:
+        raise tensors.error(_nothing_fits(tensors, recurrent))
+    likeliest = _best_ends(chains)
+    _check_ends(tensors, likeliest)
+    return _placed(tensors, likeliest, settings, modules)
 
 
-def _readings(tensors: Tensors, inputs: int, hidden: int) -> Iterator[Roles]:
-    """Every assignment of roles that the shapes allow."""
-    matrices = [name for name in tensors.left if len(tensors.shape(name)) == 2]
-    for name in matrices:
-        rows, columns = tensors.shape(name)
-        if columns == hidden and rows == inputs:
-            yield Roles(None, name, _sibling_bias(tensors, name))
-        if columns == hidden == inputs:
-            yield Roles(name, name, _lone_bias(tensors, rows))
-    for embedding, head in permutations(matrices, 2):
-        rows = tensors.shape(head)[0]
-        if tensors.shape(embedding) == (rows, inputs) and tensors.shape(head) == (rows, hidden):
-            yield Roles(embedding, head, _sibling_bias(tensors, head))
+def _chains(
+    tensors: Tensors, recurrent: Sequence[Recurrent], modules: Modules
+) -> tuple[Chain, ...]:
+    """Over all parts; else over fewer, which leaves tensors over that the caller refuses."""
+    matrices, norms = find_matrices(tensors), find_norms(tensors, modules)
+    try:
+        return (
+            find_chains(matrices, (*recurrent, *norms), _lone_biases(tensors, matrices, norms))
+            or _chains_of_ends(matrices, (*recurrent, *norms))
+            or _chains_of_ends(matrices, recurrent)
+        )
+    except TooManyOrders as error:
+        raise tensors.error(
+            f"{len(matrices)} matrices, {len(norms)} norms and {len(recurrent)} recurrent modules "
+            "may follow one another in too many orders"
+        ) from error
 
 
-def _sibling_bias(tensors: Tensors, weight: str) -> str | None:
-    bias = weight.removesuffix("weight") + "bias"
-    return bias if weight.endswith("weight") and bias in tensors else None
+def _chains_of_ends(matrices: Sequence[Matrix], parts: Sequence[Part]) -> tuple[Chain, ...]:
+    """Chains of an embedding and a head alone, whatever the other matrices are."""
+    ends = (*combinations(matrices, 1), *combinations(matrices, 2))
+    found = (
+        chain
+        for pair in ends
+        for chain in find_chains(pair, parts, ())
+        if not any(isinstance(part, Matrix) for part in chain.parts)
+    )
+    return tuple(found)
 
 
-def _lone_bias(tensors: Tensors, size: int) -> str | None:
-    """The bias of a head whose tied weight the file does not repeat."""
-    biases = [
-        name for name in tensors.left if name.endswith("bias") and tensors.shape(name) == (size,)
-    ]
-    return biases[0] if len(biases) == 1 else None
+def _lone_biases(
+    tensors: Tensors, matrices: Sequence[Matrix], norms: Sequence[Norm]
+) -> tuple[tuple[str, int], ...]:
+    """Names and sizes of biases that are of no matrix and of no norm."""
+    owned = {bias for matrix in matrices for bias in matrix.biases} | {norm.bias for norm in norms}
+    return tuple(
+        (name, tensors.shape(name)[0])
+        for name in tensors.left
+        if name.endswith("bias") and len(tensors.shape(name)) == 1 and name not in owned
+    )
 
 
-def _evidence(tensors: Tensors, roles: Roles) -> tuple[int, int, int]:
-    """How likely a reading is: tensors used, then biases, then names."""
-    if roles.embedding is None:
-        return roles.matrices, 0, -_looks_like_embedding(roles.head)
-    if roles.embedding == roles.head:
+def _best_ends(chains: Sequence[Chain]) -> list[Chain]:
+    """Those whose embedding and head are likeliest: tensors used as such, then names."""
+    best = max(_evidence(chain) for chain in chains)
+    return [chain for chain in chains if _evidence(chain) == best]
+
+
+def _evidence(chain: Chain) -> tuple[int, int]:
+    if chain.embedding is None:
+        return 1, -_looks_like_embedding(chain.head)
+    if chain.is_tied:
         # A file that holds tied weights once may keep either name.
-        return roles.matrices, 0, abs(_looks_like_embedding(roles.embedding))
-    biases = (_sibling_bias(tensors, name) is not None for name in (roles.head, roles.embedding))
-    names = _looks_like_embedding(roles.embedding) - _looks_like_embedding(roles.head)
-    return roles.matrices, next(biases) - next(biases), names
+        return min(2, len(chain.head.names)), abs(_looks_like_embedding(chain.head))
+    return 2, _looks_like_embedding(chain.embedding) - _looks_like_embedding(chain.head)
 
 
-def _looks_like_embedding(name: str) -> int:
+def _looks_like_embedding(matrix: Matrix) -> int:
     """1 for the name of an embedding, -1 for that of a head, 0 for neither."""
+    name = matrix.names[0]
     if "emb" in name.lower():
         return 1
-    if _HEAD_NAME.search(name):
+    if _HEAD_NAME.search(matrix.name):
         return -1
     return 1 if _EMBEDDING_NAME.search(name) else 0
 
 
-def _check_unambiguous(tensors: Tensors, readings: list[Roles]) -> None:
-    first, *others = readings
+def _check_ends(tensors: Tensors, chains: Sequence[Chain]) -> None:
+    """Raise SettingNeeded where the embedding and the head are not the same in all chains."""
+    first, *others = chains
     for other in others:
-        if first.embedding and other.embedding and tensors.same(first.embedding, first.head):
-            continue
-        if bool(first.embedding) != bool(other.embedding):
-            raise tensors.error(
-                f"{tensors.shown(first.head)} may be the head of a model with one-hot input or "
-                "tied to its embedding: add --set input=one-hot or --set input=embedding"
+        name = first.head.names[0]
+        if (first.embedding is None) != (other.embedding is None):
+            raise tensors.unsettled(
+                f"{tensors.shown(name)} may be the head of a model with one-hot input or tied to "
+                "its embedding",
+                "input",
+                ("one-hot", "embedding"),
             )
-        raise tensors.error(
-            f"{tensors.shown(first.head)} and {tensors.shown(other.head)} may each be the head: "
-            f"add --set head={first.head} or --set head={other.head}"
+        if first.head is not other.head:
+            choices = (name, other.head.names[0])
+            shown = " and ".join(tensors.shown(choice) for choice in choices)
+            raise tensors.unsettled(f"{shown} may each be the head", "head", choices)
+
+
+def _placed(
+    tensors: Tensors, chains: Sequence[Chain], settings: Settings, modules: Modules
+) -> tuple[Chain, tuple[str, ...]]:
+    """The chain whose parts are at the likeliest places, and what that takes for granted."""
+    if len(chains) == 1:
+        return chains[0], ()
+    chosen = _chosen(chains, settings)
+    registered = [chain for chain in chosen if _is_registered(chain, modules)] or chosen
+    best = max(_place_evidence(chain) for chain in registered)
+    likeliest = [chain for chain in registered if _place_evidence(chain) == best]
+    if len(likeliest) > 1:
+        _ask_for_order(tensors, likeliest)
+    order = _order(likeliest[0]).replace(",", ", ")
+    return likeliest[0], (f"the parts follow one another as {order}",) if len(chosen) > 1 else ()
+
+
+def _chosen(chains: Sequence[Chain], settings: Settings) -> list[Chain]:
+    """Those that agree with the settings. Raises SettingError where none does."""
+    place = settings.choice("norm", ("before", "after"))
+    order = settings.text("order")
+    chosen = [
+        chain
+        for chain in chains
+        if (place is None or _norms_are(place, chain)) and order in (None, _order(chain))
+    ]
+    if not chosen:
+        setting = f"norm={place}" if order is None else f"order={order}"
+        orders = " or ".join(_order(chain) for chain in chains[:_MOST_CHOICES])
+        raise SettingError(f"--set {setting}: the widths allow {orders}")
+    return chosen
+
+
+def _norms_are(place: str, chain: Chain) -> bool:
+    """Whether every norm has a recurrent module somewhere on that side of it."""
+    kinds = [isinstance(part, Recurrent) for part in chain.parts]
+    norms = [index for index, part in enumerate(chain.parts) if isinstance(part, Norm)]
+    if place == "before":
+        return all(any(kinds[index:]) for index in norms)
+    return all(any(kinds[:index]) for index in norms)
+
+
+def _order(chain: Chain) -> str:
+    """The setting that chooses this chain."""
+    return ",".join(part.name for part in chain.parts)
+
+
+def _is_registered(chain: Chain, modules: Modules) -> bool:
+    """Whether the pickled model registers all parts, in the order of the chain."""
+    places = {path: place for place, path in enumerate(modules)}
+    order = [places.get(part.name) for part in chain.parts]
+    known = [place for place in order if place is not None]
+    return len(known) == len(order) and known == sorted(known)
+
+
+def _place_evidence(chain: Chain) -> int:
+    """How many matrices and norms are where their names say, less those that are not."""
+    before = sum(_looks_like_before(part) for part in chain.before)
+    return before - sum(_looks_like_before(part) for part in chain.after)
+
+
+def _looks_like_before(part: Part) -> int:
+    """1 for a name of what comes before the recurrent layers, -1 for one of what comes after."""
+    if _BEFORE_NAME.search(part.name):
+        return 1
+    return -1 if _AFTER_NAME.search(part.name) else 0
+
+
+def _ask_for_order(tensors: Tensors, chains: Sequence[Chain]) -> None:
+    """Raises SettingNeeded."""
+    by_place = {
+        place: [chain for chain in chains if _norms_are(place, chain)]
+        for place in ("before", "after")
+    }
+    if len(chains) == 2 and all(len(found) == 1 for found in by_place.values()):
+        names = ", ".join(part.name for part in chains[0].parts if isinstance(part, Norm))
+        raise tensors.unsettled(
+            f"{names} may normalise what the recurrent layers read or what they put out",
+            "norm",
+            ("before", "after"),
         )
+    orders = [_order(chain) for chain in chains]
+    raise tensors.unsettled(
+        "the widths allow more than one order of the parts", "order", orders[:_MOST_CHOICES]
+    )
 
 
-def _nothing_fits(tensors: Tensors, inputs: int, hidden: int) -> str:
-    found = ", ".join(tensors.shown(name) for name in sorted(tensors.left)) or "nothing"
+def _nothing_fits(tensors: Tensors, recurrent: Sequence[Recurrent]) -> str:
+    names = sorted(tensors.left)
+    shown = [tensors.shown(name) for name in names[:_MOST_SHOWN]]
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    found = (", ".join(shown) or "nothing") + more
+    if len(recurrent) > 1:
+        widths = ", ".join(f"{part.name} {part.inputs} to {part.outputs}" for part in recurrent)
+        return (
+            f"the recurrent modules ({widths}) do not follow one another between an embedding and "
+            f"a head: found {found}"
+        )
+    inputs, hidden = recurrent[0].inputs, recurrent[0].outputs
     return (
         f"no embedding [V, {inputs}] and head [V, {hidden}], nor a head "
         f"[{inputs}, {hidden}] for one-hot input, beside the recurrent layers: found {found}"

@@ -25,8 +25,13 @@ class SafetensorsFile:
         return path.is_file() and path.suffix == ".safetensors"
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
-        network, reading = read_state_dict(read_tensors(path), settings)
-        return Checkpoint(network, (path,), f"safetensors state dict: {reading}")
+        reading = read_state_dict(read_tensors(path), settings)
+        return Checkpoint(
+            reading.network,
+            (path,),
+            f"safetensors state dict: {reading.text}",
+            assumptions=reading.assumptions,
+        )
 
 
 def read_tensors(path: Path) -> Tensors:

@@ -1,159 +1,140 @@
 """A network from the tensors of a PyTorch state dict, recognised by structure.
 
-The recurrent module is nn.RNN, nn.LSTM or nn.GRU under any name: its parameters end in
-`weight_ih_l{k}`, `weight_hh_l{k}`, `bias_ih_l{k}` and `bias_hh_l{k}` for layer k. The rows of
-`weight_ih` over the columns of `weight_hh` are the gates: 1, 3 or 4.
+Recurrent modules are nn.RNN, nn.LSTM, nn.GRU or their cells under any name (`recurrent`). What is
+left are matrices and normalisations (`parts`); their widths tell in which order these can lead
+from an embedding to a head (`chains`), and names which of the orders it is (`roles`). What the
+tensors do not hold is told by the checkpoint beside them (`hints`), by the modules of a pickled
+model (`activations`) or by the user. Then everything is put together (`assembly`).
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-import numpy as np
-
-from unrolled_export.network import Cell, Floats, Layer, Network
-from unrolled_export.readers.roles import Roles, find_roles
+from unrolled_export.network import Activation, Cell, Network
+from unrolled_export.readers.activations import Activations, find_activations
+from unrolled_export.readers.assembly import Assembly
+from unrolled_export.readers.chains import Chain
+from unrolled_export.readers.hints import (
+    Hints,
+    find_cell,
+    refuse_said,
+    unknown_classes,
+)
+from unrolled_export.readers.initial_states import InitialStates, fitted_initial, take_initial
+from unrolled_export.readers.module_info import Module, Modules
+from unrolled_export.readers.parts import Norm, Part, beside, refuse_foreign
+from unrolled_export.readers.recurrent import Recurrent, find_recurrent, read_layers
+from unrolled_export.readers.roles import find_roles
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.tensors import Tensors
 
-_RECURRENT = re.compile(r"(.*?)(?:weight|bias)_(?:ih|hh)_l([0-9]{1,3})")
-_REVERSE = re.compile(r".*_l[0-9]+_reverse")
-_PROJECTION = re.compile(r".*weight_hr_l[0-9]+")
-_CELLS = {3: Cell.GRU, 4: Cell.LSTM}
+_NO_MODULES: Mapping[str, Module] = MappingProxyType({})
+_NO_HINTS: Mapping[str, object] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a state dict was read as."""
+
+    network: Network
+    text: str
+    """One line: which tensors were taken for what."""
+    assumptions: tuple[str, ...]
+    """What was taken although nothing tells it, each in one short phrase."""
 
 
 def read_state_dict(
-    tensors: Tensors, settings: Settings, cell: Cell | None = None
-) -> tuple[Network, str]:
-    """The network, and one line on which tensors were taken for what.
+    tensors: Tensors,
+    settings: Settings,
+    cell: Cell | None = None,
+    *,
+    modules: Modules = _NO_MODULES,
+    hints: Hints = _NO_HINTS,
+) -> Reading:
+    """Read every tensor.
 
-    `cell` is what the checkpoint says of itself, if it does. Setting: `nonlinearity` of a
-    plain RNN. Raises CheckpointError or SettingError.
+    `cell` is what the checkpoint says of itself, if it does; `modules` are those of a pickled
+    model, `hints` plain values found beside the tensors. Settings: `nonlinearity`, `input`,
+    `head`, `norm`, `order`, `norm_epsilon`, `head_activation`, `input_activation`, each where it
+    is needed. Raises CheckpointError, SettingNeeded or SettingError.
     """
-    _refuse_unserved(tensors)
-    module, count = _recurrent_module(tensors)
-    cell = _cell(tensors, module, settings, cell)
-    layers = _layers(tensors, module, count, cell)
-    roles = find_roles(tensors, layers[0].input_size, layers[-1].hidden_size, settings)
-    embedding = None if roles.embedding is None else tensors.take(roles.embedding)
-    head_weight = tensors.take(roles.head)
-    head_bias = _head_bias(tensors, roles, len(head_weight))
-    is_tied = roles.embedding is not None and tensors.same(roles.embedding, roles.head)
-    reading = _reading(module, roles, cell, is_tied)
-    tensors.check_all_taken(reading)
-    repeated = head_weight.size if is_tied and roles.matrices == 2 else 0
-    parameters = tensors.numbers_taken - repeated
-    return Network(cell, embedding, layers, head_weight, head_bias, parameters), reading
+    refuse_said(tensors, modules, hints)
+    tensors.set_aside(filter(tensors.is_counter, tensors.left), "a counter")
+    recurrent = find_recurrent(tensors)
+    cell = _cell_as_said(tensors, recurrent[0], cell) or find_cell(
+        tensors, recurrent, settings, modules, hints
+    )
+    layers = {part.name: read_layers(tensors, part) for part in recurrent}
+    refuse_foreign(tensors, recurrent, modules)
+    initial = take_initial(tensors)
+    chain, placing = find_roles(tensors, recurrent, settings, modules)
+    activations = find_activations(tensors, chain, settings, modules)
+    network = Assembly(tensors, chain, layers, activations, settings, modules).network(cell)
+    network = replace(network, initial=fitted_initial(tensors, initial, network.states))
+    text = _text(tensors, chain, cell, activations, initial)
+    tensors.check_all_taken(text)
+    assumptions = (*placing, *activations.assumptions, *_assumptions(chain, modules))
+    return Reading(network, text, assumptions)
 
 
-def _refuse_unserved(tensors: Tensors) -> None:
-    for name in tensors.left:
-        if _REVERSE.fullmatch(name):
-            raise tensors.error(
-                f"{name} belongs to a bidirectional layer, which reads a text from its end as "
-                "well and so cannot continue one"
-            )
-        if _PROJECTION.fullmatch(name):
-            raise tensors.error(
-                f"{name} projects the hidden state (proj_size), which this release does not read"
-            )
-
-
-def _recurrent_module(tensors: Tensors) -> tuple[str, int]:
-    """The name that the recurrent parameters share, and the number of layers."""
-    found = [match for name in tensors.left if (match := _RECURRENT.fullmatch(name))]
-    modules = sorted({match[1] for match in found})
-    if not modules:
-        raise tensors.error("no recurrent layer: no tensor is called weight_ih_l0")
-    if len(modules) > 1:
+def _cell_as_said(tensors: Tensors, first: Recurrent, said: Cell | None) -> Cell | None:
+    """What the checkpoint says. Raises CheckpointError where the gates are of another cell."""
+    if said is not None and said.gates != first.gates:
+        shown = [tensors.shown(first.layers[0][field]) for field in ("weight_ih", "weight_hh")]
         raise tensors.error(
-            f"two recurrent modules, {modules[0]}weight_ih_l0 and {modules[1]}weight_ih_l0, "
-            "where this release reads one"
-        )
-    return modules[0], 1 + max(int(match[2]) for match in found)
-
-
-def _cell(tensors: Tensors, module: str, settings: Settings, said: Cell | None) -> Cell:
-    """The cell as the shapes of the first layer tell it."""
-    weight_ih, weight_hh = f"{module}weight_ih_l0", f"{module}weight_hh_l0"
-    rows, units = tensors.matrix_shape(weight_ih)[0], tensors.matrix_shape(weight_hh)[1]
-    gates = rows // units if units and rows % units == 0 else 0
-    if gates not in (1, 3, 4):
-        raise tensors.error(
-            f"{tensors.shown(weight_ih)} and {tensors.shown(weight_hh)} are not those of a "
-            "recurrent layer, whose rows are 1, 3 or 4 times its units"
-        )
-    if said is None:
-        return _CELLS.get(gates) or _plain_cell(tensors, weight_ih, settings)
-    if said.gates != gates:
-        raise tensors.error(
-            f"{tensors.shown(weight_ih)} and {tensors.shown(weight_hh)} have {gates} gates, "
+            f"{' and '.join(shown)} have {first.gates} gates, "
             f"but the cell is said to be {said}, which has {said.gates}"
         )
     return said
 
 
-def _plain_cell(tensors: Tensors, weight_ih: str, settings: Settings) -> Cell:
-    nonlinearity = settings.choice("nonlinearity", ("tanh", "relu"))
-    if nonlinearity is None:
-        raise tensors.error(
-            f"{weight_ih} belongs to a plain RNN, whose nonlinearity the file does not tell: "
-            "add --set nonlinearity=tanh or --set nonlinearity=relu"
-        )
-    return Cell(f"rnn_{nonlinearity}")
-
-
-def _layers(tensors: Tensors, module: str, count: int, cell: Cell) -> tuple[Layer, ...]:
-    layers: list[Layer] = []
-    for index in range(count):
-        below = layers[-1].hidden_size if layers else None
-        layers.append(_layer(tensors, module, index, cell, below))
-    return tuple(layers)
-
-
-def _layer(tensors: Tensors, module: str, index: int, cell: Cell, below: int | None) -> Layer:
-    """Layer `index`, whose input is `below` wide; None: whatever its weights say."""
-    weight_ih, weight_hh = (f"{module}weight_{side}_l{index}" for side in ("ih", "hh"))
-    hidden = tensors.matrix_shape(weight_hh)[1]
-    inputs = tensors.matrix_shape(weight_ih)[1] if below is None else below
-    rows = cell.gates * hidden
-    _check_shape(tensors, weight_hh, (rows, hidden), f"{cell.gates} gates of {hidden} units")
-    above = f" above {below} units" if below else ""
-    _check_shape(tensors, weight_ih, (rows, inputs), tensors.shown(weight_hh) + above)
-    biases = [f"{module}bias_{side}_l{index}" for side in ("ih", "hh")]
-    given = any(bias in tensors for bias in biases)
-    return Layer(
-        tensors.take(weight_ih),
-        tensors.take(weight_hh),
-        *(_bias(tensors, bias, rows, weight_hh) if given else _zeros(rows) for bias in biases),
+def _text(
+    tensors: Tensors, chain: Chain, cell: Cell, activations: Activations, initial: InitialStates
+) -> str:
+    """Which tensors were taken for what, in words and in the order of the computation."""
+    embedding = f"embedding {chain.embedding.weight}" if chain.embedding else "one-hot input"
+    parts = [_described(part, cell, activations) for part in chain.parts]
+    return ", ".join(
+        (embedding, *parts, *_initial_text(initial), _head_text(chain), *tensors.aside)
     )
 
 
-def _bias(tensors: Tensors, name: str, size: int, weight: str) -> Floats:
-    _check_shape(tensors, name, (size,), tensors.shown(weight))
-    return tensors.take(name)
+def _described(part: Part, cell: Cell, activations: Activations) -> str:
+    activation = activations.after.get(part.name, Activation.LINEAR)
+    after = "" if activation is Activation.LINEAR else f" with {activation}"
+    if isinstance(part, Recurrent):
+        return f"{cell} {part.prefix}*{after}"
+    if isinstance(part, Norm):
+        return f"{'batch' if part.is_batch else 'layer'} norm {part.name}{after}"
+    return f"linear {part.weight}{f' and {part.bias}' if part.bias else ''}{after}"
 
 
-def _head_bias(tensors: Tensors, roles: Roles, size: int) -> Floats:
-    if roles.head_bias is None:
-        return _zeros(size)
-    return _bias(tensors, roles.head_bias, size, roles.head)
+def _initial_text(initial: InitialStates) -> Iterator[str]:
+    names = [name for kind in sorted(initial.names, reverse=True) for name in initial.names[kind]]
+    if names:
+        yield f"initial states {' and '.join(names)}"
 
 
-def _zeros(size: int) -> Floats:
-    return np.zeros(size, np.float32)
+def _head_text(chain: Chain) -> str:
+    # The name beside the bias, of those that tied weights have.
+    own = [name for name in chain.head.names if chain.head_bias == beside(name, "bias")]
+    name = (own or chain.head.names[-1:])[0]
+    bias = f" and {chain.head_bias}" if chain.head_bias else ", no bias"
+    return f"head {name}{bias}{', tied to the embedding' if chain.is_tied else ''}"
 
 
-def _check_shape(tensors: Tensors, name: str, shape: tuple[int, ...], beside: str) -> None:
-    if tensors.shape(name) != shape:
-        raise tensors.error(f"{tensors.shown(name)} should be {list(shape)}, to fit {beside}")
-
-
-def _reading(module: str, roles: Roles, cell: Cell, is_tied: bool) -> str:
-    """Which tensors were taken for what, in words."""
-    recurrent = f"{cell} {module}*"
-    embedding = f"embedding {roles.embedding}" if roles.embedding else "one-hot input"
-    head = f"head {roles.head}" + (f" and {roles.head_bias}" if roles.head_bias else ", no bias")
-    if is_tied:
-        head += ", tied to the embedding"
-    return f"{embedding}, {recurrent}, {head}"
+def _assumptions(chain: Chain, modules: Modules) -> Iterator[str]:
+    """What has been taken beside places and activations."""
+    if len(chain.recurrent) > 1:
+        yield "no residual connections between the recurrent modules"
+    for module in chain.recurrent:
+        if len(module.layers[0].keys() & {"bias_ih", "bias_hh"}) == 1:
+            yield f"the bias that {module.name} lacks is zero"
+    for part in chain.free:
+        if isinstance(part, Norm) and part.name not in modules:
+            yield f"{part.name} is a {'batch' if part.is_batch else 'layer'} norm"
+    if unknown := unknown_classes(modules):
+        yield f"{', '.join(unknown)} does no more than its modules one after another"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled_export.errors import CheckpointError
+from unrolled_export.errors import CheckpointError, SettingNeeded
 from unrolled_export.network import Floats
 
 
@@ -24,16 +24,28 @@ class Tensors:
                 raise self.error(f"a tensor is called {name!r}, which is not printable")
         self._arrays = dict(arrays)
         self._taken: set[str] = set()
+        self._aside: dict[str, str | None] = {}
+        self._untrained: set[str] = set()
 
     @property
     def left(self) -> tuple[str, ...]:
         """Names of the tensors not taken so far, in the file's order."""
-        return tuple(name for name in self._arrays if name not in self._taken)
+        used = self._taken | self._aside.keys()
+        return tuple(name for name in self._arrays if name not in used)
 
     @property
     def numbers_taken(self) -> int:
-        """How many numbers the taken tensors hold."""
-        return sum(self._arrays[name].size for name in self._taken)
+        """How many trained numbers the taken tensors hold."""
+        return sum(self._arrays[name].size for name in self._taken - self._untrained)
+
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """What was set aside and why, a phrase for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self._aside.items():
+            if reason is not None:
+                reasons.setdefault(reason, []).append(name)
+        return tuple(f"without {_some(names)} ({reason})" for reason, names in reasons.items())
 
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
@@ -51,16 +63,37 @@ class Tensors:
             raise self.error(f"{self.shown(name)} is not a matrix")
         return shape[0], shape[1]
 
+    def check_shape(self, name: str, shape: tuple[int, ...], beside: str) -> None:
+        """Raise CheckpointError unless the tensor is there and of `shape`, to fit `beside`."""
+        if self.shape(name) != shape:
+            raise self.error(f"{self.shown(name)} should be {list(shape)}, to fit {beside}")
+
     def shown(self, name: str) -> str:
         """The tensor's name and shape, for messages."""
         return f"{name} {list(self.shape(name))}"
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers in the same shape."""
-        return np.array_equal(self._arrays[one], self._arrays[other])
+        first, second = self._arrays[one], self._arrays[other]
+        if first.shape != second.shape or not np.array_equal(first[:1], second[:1]):
+            return False
+        return np.array_equal(first, second)
 
-    def take(self, name: str) -> Floats:
-        """The tensor as float32.
+    def is_counter(self, name: str) -> bool:
+        """Whether the tensor is a single integer, which is no weight."""
+        return self.shape(name) == () and self._arrays[name].dtype.kind in "iu"
+
+    def set_aside(self, names: Iterable[str], reason: str | None) -> None:
+        """Use those of `names` that are left no further: they are neither left over nor counted.
+
+        `reason` is what they are; None where the reading tells it anyway.
+        """
+        for name in names:
+            if name in self._arrays and name not in self._taken:
+                self._aside.setdefault(name, reason)
+
+    def take(self, name: str, *, trained: bool = True) -> Floats:
+        """The tensor as float32; `trained` unless it holds statistics.
 
         Raises CheckpointError where it is missing, not of floats, empty or not finite.
         """
@@ -75,6 +108,8 @@ class Tensors:
         if not np.isfinite(floats).all():
             raise self.error(f"{name} holds NaN or infinite weights")
         self._taken.add(name)
+        if not trained:
+            self._untrained.add(name)
         return floats
 
     def check_all_taken(self, reading: str) -> None:
@@ -84,6 +119,14 @@ class Tensors:
             more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""
             raise self.error(f"tensors left over: {unused}{more} (read as {reading})")
 
+    def unsettled(self, problem: str, key: str, choices: Sequence[str]) -> SettingNeeded:
+        """An error that names this file and the `--set` that would settle what is open."""
+        return SettingNeeded(self.file, problem, key, choices)
+
     def error(self, problem: str) -> CheckpointError:
         """An error that names this file."""
         return CheckpointError(self.file, problem)
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -22,7 +22,7 @@ class TrainedFolder:
     kind = "a folder of `unrolled-export train`"
 
     def accepts(self, path: Path) -> bool:
-        return path.is_dir()
+        return (path / "model.json").is_file()
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
         tensors_file, description_file = path / "model.safetensors", path / "model.json"
@@ -30,14 +30,15 @@ class TrainedFolder:
             if not file.is_file():
                 raise CheckpointError(file, "no such file: not a folder of `unrolled-export train`")
         description = _Description(description_file)
-        network, reading = read_state_dict(read_tensors(tensors_file), settings, description.cell())
+        reading = read_state_dict(read_tensors(tensors_file), settings, description.cell())
         return Checkpoint(
-            network,
+            reading.network,
             (tensors_file, description_file),
-            f"checkpoint of `unrolled-export train`: {reading}",
+            f"checkpoint of `unrolled-export train`: {reading.text}",
             description.texts("characters"),
-            description.optional_text("start_token"),
-            description.texts("end_tokens", ()),
+            start_token=description.optional_text("start_token"),
+            end_tokens=description.texts("end_tokens", ()),
+            assumptions=reading.assumptions,
         )
 
 

@@ -50,14 +50,16 @@ class Model(_message.Message):
         projection_size: int
         def __init__(self, input_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., projection_size: _Optional[int] = ...) -> None: ...
     class StateTensor(_message.Message):
-        __slots__ = ("input", "output", "shape")
+        __slots__ = ("input", "output", "shape", "initial")
         INPUT_FIELD_NUMBER: _ClassVar[int]
         OUTPUT_FIELD_NUMBER: _ClassVar[int]
         SHAPE_FIELD_NUMBER: _ClassVar[int]
+        INITIAL_FIELD_NUMBER: _ClassVar[int]
         input: str
         output: str
         shape: _containers.RepeatedScalarFieldContainer[int]
-        def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+        initial: _containers.RepeatedScalarFieldContainer[float]
+        def __init__(self, input: _Optional[str] = ..., output: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., initial: _Optional[_Iterable[float]] = ...) -> None: ...
     class File(_message.Message):
         __slots__ = ("name", "sha256", "bytes")
         NAME_FIELD_NUMBER: _ClassVar[int]
@@ -68,18 +70,20 @@ class Model(_message.Message):
         bytes: int
         def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
     class Parity(_message.Message):
-        __slots__ = ("reference", "steps", "max_abs_logprob_error", "greedy_identical", "tolerance")
+        __slots__ = ("reference", "steps", "max_abs_logprob_error", "greedy_identical", "tolerance", "scope")
         REFERENCE_FIELD_NUMBER: _ClassVar[int]
         STEPS_FIELD_NUMBER: _ClassVar[int]
         MAX_ABS_LOGPROB_ERROR_FIELD_NUMBER: _ClassVar[int]
         GREEDY_IDENTICAL_FIELD_NUMBER: _ClassVar[int]
         TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+        SCOPE_FIELD_NUMBER: _ClassVar[int]
         reference: str
         steps: int
         max_abs_logprob_error: float
         greedy_identical: bool
         tolerance: float
-        def __init__(self, reference: _Optional[str] = ..., steps: _Optional[int] = ..., max_abs_logprob_error: _Optional[float] = ..., greedy_identical: bool = ..., tolerance: _Optional[float] = ...) -> None: ...
+        scope: str
+        def __init__(self, reference: _Optional[str] = ..., steps: _Optional[int] = ..., max_abs_logprob_error: _Optional[float] = ..., greedy_identical: bool = ..., tolerance: _Optional[float] = ..., scope: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]

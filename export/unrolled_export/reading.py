@@ -1,0 +1,49 @@
+"""A checkpoint and its vocabulary, as a command line names them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from unrolled_export.readers import Checkpoint, Settings, read_checkpoint
+from unrolled_export.vocabulary import Vocabulary
+from unrolled_export.vocabulary_choice import KINDS, choose_vocabulary
+
+
+def read_model(
+    path: Path, settings: Settings, arguments: argparse.Namespace
+) -> tuple[Checkpoint, Vocabulary]:
+    """Read both. Raises CheckpointError, SettingError or VocabularyError."""
+    checkpoint = read_network(path, settings)
+    return checkpoint, read_tokens(checkpoint, settings, arguments)
+
+
+def read_network(path: Path, settings: Settings) -> Checkpoint:
+    """Read the checkpoint. Raises CheckpointError or SettingError."""
+    # The vocabulary's settings are asked for first: the reading ends with a look at what nobody
+    # has asked for.
+    _vocabulary_settings(settings)
+    return read_checkpoint(path, settings)
+
+
+def read_tokens(
+    checkpoint: Checkpoint, settings: Settings, arguments: argparse.Namespace
+) -> Vocabulary:
+    """Read the vocabulary; `arguments` has vocab, start_token and end_token.
+
+    Raises VocabularyError or SettingNeeded.
+    """
+    kind, unknown = _vocabulary_settings(settings)
+    return choose_vocabulary(
+        checkpoint,
+        Path(arguments.vocab) if arguments.vocab else None,
+        arguments.start_token,
+        arguments.end_token,
+        kind=kind,
+        unknown=unknown,
+        allow_pickle=settings.allow_pickle,
+    )
+
+
+def _vocabulary_settings(settings: Settings) -> tuple[str | None, str | None]:
+    return settings.choice("vocabulary", KINDS), settings.text("unknown_token")

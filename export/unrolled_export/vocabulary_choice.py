@@ -1,0 +1,58 @@
+"""Which vocabulary a model gets: that of a file, or else the checkpoint's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unrolled_export.errors import VocabularyError
+from unrolled_export.listed_vocabulary import listed_vocabulary
+from unrolled_export.readers.reader import Checkpoint
+from unrolled_export.tokenizer_files import TokenizerFile, tokenizer_vocabulary
+from unrolled_export.vocabulary import Kind, Vocabulary
+from unrolled_export.vocabulary_files import read_vocabulary
+
+KINDS = (Kind.CHARACTER.value, Kind.BYTE.value, Kind.WORD.value)
+"""What `--set vocabulary` takes."""
+ALL_BYTES = tuple(map(chr, range(256)))
+
+
+def choose_vocabulary(
+    checkpoint: Checkpoint,
+    file: Path | None,
+    start: str | None,
+    end: Sequence[str],
+    *,
+    kind: str | None,
+    unknown: str | None,
+    allow_pickle: bool,
+) -> Vocabulary:
+    """The vocabulary of `file`, else the checkpoint's own, else for bytes all of them.
+
+    `start`, `end` and `unknown` name tokens; the first two fall back on the checkpoint's. Raises
+    VocabularyError where there is no vocabulary, or none of the weights' size, and SettingNeeded
+    where only `kind`, one of KINDS, can tell what the tokens are.
+    """
+    size = checkpoint.network.vocabulary_size
+    file = file or checkpoint.vocabulary_file
+    origin = file or checkpoint.files[-1]
+    wanted = None if kind is None else Kind(kind)
+    tokens: TokenizerFile | Sequence[str] | None = checkpoint.vocabulary
+    if file is not None:
+        tokens = read_vocabulary(file, size, allow_pickle=allow_pickle)
+    elif tokens is None and wanted is Kind.BYTE and size == len(ALL_BYTES):
+        tokens = ALL_BYTES
+    if tokens is None:
+        raise VocabularyError(f"{origin}: holds no vocabulary: add --vocab FILE, of {size} tokens")
+    start = checkpoint.start_token if start is None else start
+    end = end or checkpoint.end_tokens
+    if isinstance(tokens, TokenizerFile):
+        vocabulary = tokenizer_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
+    else:
+        vocabulary = listed_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
+    if vocabulary.size != size:
+        raise VocabularyError(
+            f"{origin}: {vocabulary.size} tokens, but the weights of {checkpoint.files[0]} "
+            f"have {size}"
+        )
+    return vocabulary

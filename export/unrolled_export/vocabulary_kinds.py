@@ -1,0 +1,94 @@
+"""What a list of tokens is a list of: bytes, characters or words, told by the tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from unrolled_export.errors import SettingNeeded, VocabularyError
+from unrolled_export.vocabulary import Kind
+
+UNKNOWN = ("<unk>", "<UNK>", "[UNK]", "xxunk", "<oov>", "<OOV>")
+"""How token lists write the token for what they lack."""
+
+_SPECIAL = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|xx[a-z]+|UNK|PAD|EOS|BOS|SOS")
+_GROUP = re.compile(r"\[[^\[\]\s]+\]|%\d\d|.{1,2}", re.DOTALL)
+"""What is one symbol in chemical notations, and any two characters."""
+_WORD = re.compile(r"[^\W\d_]{2,}(?:['’.-][^\W\d_]+)*\.?")
+_PIECE = re.compile(r"(?:##|\u0120|\u2581).+|.{2,}(?:</w>|@@)", re.DOTALL)
+"""How the subword pieces of tokenizers are written."""
+_SPELLED_BYTE = re.compile(r"\[(?P<decimal>12[89]|1[3-9]\d|2\d\d)\]|<0x(?P<hex>[0-9A-Fa-f]{2})>")
+"""Bytes as torch-rnn writes those of 128 and more, and as SentencePiece writes any."""
+_MANY = 1000
+"""Tokens that are words without doubt, where most look like words."""
+
+
+def kind_of(tokens: Sequence[str], origin: Path) -> Kind:
+    """Raises SettingNeeded where the tokens may be words or groups of characters, and
+    VocabularyError where they are pieces that no list defines."""
+    if is_bytes(tokens):
+        return Kind.BYTE
+    ordinary = [token for token in tokens if not _SPECIAL.fullmatch(token)]
+    has_special = len(ordinary) < len(tokens)
+    longer = [token for token in ordinary if len(token) > 1]
+    if not longer:
+        return Kind.CHARACTER
+    _refuse_pieces(longer, origin)
+    if _are_words(ordinary) and (has_special or len(ordinary) >= _MANY):
+        return Kind.WORD
+    if all(_GROUP.fullmatch(token) for token in longer):
+        return Kind.CHARACTER
+    problem = f"token {tokens.index(longer[0])} is {longer[0]!r}, a word or a group of characters"
+    raise SettingNeeded(origin, problem, "vocabulary", (Kind.CHARACTER, Kind.WORD))
+
+
+def is_bytes(tokens: Sequence[str]) -> bool:
+    """Whether the tokens are single bytes, and all of them or some that are no characters."""
+    values = byte_values(tokens)
+    return values is not None and (len(set(values)) == 256 or not _are_latin(tokens))
+
+
+def byte_values(tokens: Sequence[str]) -> list[int] | None:
+    """The bytes that the tokens are, None where one of them is not a byte.
+
+    Where all are characters up to U+00FF, each is the byte of its number.
+    """
+    if _are_latin(tokens):
+        return [ord(token) for token in tokens]
+    values = [_byte_value(token) for token in tokens]
+    found = [value for value in values if value is not None]
+    return found if len(found) == len(tokens) else None
+
+
+def _are_latin(tokens: Sequence[str]) -> bool:
+    return all(len(token) == 1 and ord(token) < 256 for token in tokens)
+
+
+def _byte_value(token: str) -> int | None:
+    if match := _SPELLED_BYTE.fullmatch(token):
+        value = int(match["decimal"] or match["hex"], 10 if match["decimal"] else 16)
+        return value if value < 256 else None
+    data = token.encode(errors="surrogateescape") if _is_text_or_bytes(token) else b""
+    return data[0] if len(data) == 1 else None
+
+
+def _is_text_or_bytes(token: str) -> bool:
+    """Whether the only surrogates in `token` are escaped bytes (PEP 383)."""
+    return not any("\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in token)
+
+
+def _refuse_pieces(tokens: Sequence[str], origin: Path) -> None:
+    pieces = [token for token in tokens if _PIECE.fullmatch(token)]
+    if len(pieces) > max(1, len(tokens) // 100):
+        raise VocabularyError(
+            f"{origin}: tokens such as {pieces[0]!r} are pieces of a tokenizer, which a list does "
+            "not define: give its tokenizer.json or SentencePiece model"
+        )
+
+
+def _are_words(ordinary: Sequence[str]) -> bool:
+    """Whether most are words, and none has white space in it but for the end of a line."""
+    if any(len(token.split()) != 1 or token != token.strip() for token in {*ordinary} - {"\n"}):
+        return False
+    return 2 * sum(bool(_WORD.fullmatch(token)) for token in ordinary) >= len(ordinary)

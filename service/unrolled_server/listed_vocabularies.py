@@ -1,0 +1,158 @@
+"""Vocabularies whose manifest lists every token, but for those of single characters."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from unrolled_server.types import Tokens
+from unrolled_server.vocabulary import UnknownSymbol
+
+LINE_END = "\n"
+
+
+class _ListedVocabulary:
+    """What vocabularies have in common whose tokens' bytes are listed."""
+
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        start_token: int | None,
+        end_tokens: Sequence[int],
+        unknown_token: int | None,
+    ) -> None:
+        self.size = len(tokens)
+        self.start_token = start_token
+        self.end_tokens = frozenset(end_tokens)
+        self.longest_token = max(map(len, tokens))
+        self._tokens = tuple(tokens)
+        self._unknown = unknown_token
+
+    def token(self, index: int) -> bytes:
+        return self._tokens[index]
+
+    def piece(self, previous: int | None, token: int) -> bytes:
+        return self._tokens[token]
+
+    def newest(self, previous: int | None, token: int) -> int | None:
+        return token
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self._tokens.__getitem__, tokens)).decode()
+
+    def _known(self, token: int | None, offset: int, text: str) -> int:
+        """`token`, or what replaces text that has none."""
+        if token is None:
+            token = self._unknown
+        if token is None:
+            raise UnknownSymbol(offset, text)
+        return token
+
+
+class GroupVocabulary(_ListedVocabulary):
+    """A token per character or group of characters: the longest that the text goes on with.
+
+    A character with which no token begins becomes the unknown token, where there is one.
+    """
+
+    whole_characters = True
+
+    def __init__(
+        self,
+        groups: Sequence[bytes],
+        start_token: int | None,
+        end_tokens: Sequence[int],
+        unknown_token: int | None,
+    ) -> None:
+        super().__init__(groups, start_token, end_tokens, unknown_token)
+        self._ids = {group.decode(): index for index, group in enumerate(groups)}
+        lengths: dict[str, set[int]] = defaultdict(set)
+        for group in self._ids:
+            lengths[group[0]].add(len(group))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+
+    def encode(self, text: str, previous: int | None = None) -> Tokens:
+        ids, place = [], 0
+        while place < len(text):
+            group = self._longest(text, place)
+            ids.append(self._known(self._ids.get(group), place, group))
+            place += len(group)
+        return np.array(ids, np.int32)
+
+    def _longest(self, text: str, place: int) -> str:
+        """The longest group at `place`, or the character that begins none."""
+        for length in self._lengths.get(text[place], ()):
+            if (group := text[place : place + length]) in self._ids:
+                return group
+        return text[place]
+
+
+class ByteVocabulary(_ListedVocabulary):
+    """A token per byte of UTF-8; not every byte need have one."""
+
+    whole_characters = False
+
+    def __init__(
+        self,
+        values: Sequence[bytes],
+        start_token: int | None,
+        end_tokens: Sequence[int],
+        unknown_token: int | None,
+    ) -> None:
+        super().__init__(values, start_token, end_tokens, unknown_token)
+        self._ids = np.full(256, -1 if unknown_token is None else unknown_token, np.int32)
+        self._ids[[ord(value) for value in values]] = np.arange(len(values))
+
+    def encode(self, text: str, previous: int | None = None) -> Tokens:
+        data = utf8(text)
+        ids: Tokens = self._ids[np.frombuffer(data, np.uint8)]
+        if (ids < 0).any():
+            # The bytes of one character precede an unknown one of the same character.
+            offset = len(data[: int((ids < 0).argmax()) + 1].decode(errors="replace")) - 1
+            raise UnknownSymbol(offset, text[offset])
+        return ids
+
+
+class WordVocabulary(_ListedVocabulary):
+    """A token per word between white space, and perhaps one for the end of a line.
+
+    A text of words has the joiner between two of them, and none around the end of a line.
+    """
+
+    whole_characters = False
+
+    def __init__(
+        self,
+        words: Sequence[bytes],
+        start_token: int | None,
+        end_tokens: Sequence[int],
+        unknown_token: int | None,
+        joiner: str,
+    ) -> None:
+        super().__init__(words, start_token, end_tokens, unknown_token)
+        self._ids = {word.decode(): index for index, word in enumerate(words)}
+        self._joiner = joiner.encode()
+        self._line_end = self._ids.get(LINE_END)
+        self._parts = re.compile(r"\S+" if self._line_end is None else r"\n|\S+")
+
+    def encode(self, text: str, previous: int | None = None) -> Tokens:
+        ids = [
+            self._known(self._ids.get(part[0]), part.start(), part[0])
+            for part in self._parts.finditer(text)
+        ]
+        return np.array(ids, np.int32)
+
+    def piece(self, previous: int | None, token: int) -> bytes:
+        joined = previous is not None and self._line_end not in (previous, token)
+        return self._joiner + self._tokens[token] if joined else self._tokens[token]
+
+
+def utf8(text: str) -> bytes:
+    """The text's bytes. Raises UnknownSymbol at half of a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UnknownSymbol(error.start, text[error.start]) from error

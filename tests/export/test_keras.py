@@ -1,0 +1,503 @@
+"""Keras checkpoints against the equations in Keras' documentation, and against Keras itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from unrolled_export.errors import CheckpointError, ExportError, SettingNeeded
+from unrolled_export.network import Cell, Gate, Network
+from unrolled_export.readers.keras import KerasFile
+from unrolled_export.readers.reader import Checkpoint
+from unrolled_export.readers.settings import Settings
+from unrolled_export.reference_numpy import NumpyReference
+
+Array = NDArray[Any]
+Weights = dict[str, Array]
+Model = dict[str, Weights]
+"""Weights by role, by layer."""
+
+V, E, H = 6, 3, 4
+TOKENS = [1, 4, 0, 5, 5, 2, 3]
+PUBLISHED = Path(__file__).parents[3] / "shared/models"
+
+
+def read(path: Path, *settings: str) -> Checkpoint:
+    assert KerasFile().accepts(path)
+    given = Settings(settings)
+    checkpoint = KerasFile().read(path, given)
+    given.check_all_used()
+    return checkpoint
+
+
+def logprobs(network: Network, tokens: Sequence[int]) -> Array:
+    states = {state.input: np.zeros((1, state.size), np.float32) for state in network.states}
+    return NumpyReference(network).advance(np.array([tokens]), states)[0][0]
+
+
+# The oracle: https://keras.io/api/layers/recurrent_layers/ and the papers it names, row vectors
+# times kernels as Keras keeps them.
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def fifth(x: Array) -> Array:
+    return np.clip(0.2 * x + 0.5, 0, 1)
+
+
+def sixth(x: Array) -> Array:
+    return np.clip(x / 6 + 0.5, 0, 1)
+
+
+def lstm(xs: Array, w: Weights, gate: Callable[[Array], Array] = sigmoid) -> Array:
+    h = c = np.zeros(w["recurrent_kernel"].shape[0])
+    hs = []
+    for x in xs:
+        i, f, g, o = np.split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 4)
+        c = gate(f) * c + gate(i) * np.tanh(g)
+        h = gate(o) * np.tanh(c)
+        hs.append(h)
+    return np.stack(hs)
+
+
+def gru(xs: Array, w: Weights, gate: Callable[[Array], Array] = sigmoid) -> Array:
+    h = np.zeros(w["recurrent_kernel"].shape[0])
+    u_z, u_r, u_h = np.split(w["recurrent_kernel"], 3, axis=1)
+    hs = []
+    for x in xs:
+        if w["bias"].ndim == 2:
+            x_z, x_r, x_h = np.split(x @ w["kernel"] + w["bias"][0], 3)
+            b_z, b_r, b_h = np.split(w["bias"][1], 3)
+            z, r = gate(x_z + h @ u_z + b_z), gate(x_r + h @ u_r + b_r)
+            candidate = np.tanh(x_h + r * (h @ u_h + b_h))
+        else:
+            x_z, x_r, x_h = np.split(x @ w["kernel"] + w["bias"], 3)
+            z, r = gate(x_z + h @ u_z), gate(x_r + h @ u_r)
+            candidate = np.tanh(x_h + (r * h) @ u_h)
+        h = z * h + (1 - z) * candidate
+        hs.append(h)
+    return np.stack(hs)
+
+
+def log_softmax(logits: Array) -> Array:
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def expected(model: Model, cell: Callable[[Array, Weights], Array]) -> Array:
+    """Of a model embedding, rnn, dense."""
+    hidden = cell(model["embedding"]["embeddings"].astype(float)[TOKENS], model["rnn"])
+    return log_softmax(hidden @ model["dense"]["kernel"] + model["dense"]["bias"])
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    random = np.random.default_rng(5)
+    return {role: random.normal(0, 0.8, shape).astype("f4") for role, shape in shapes.items()}
+
+
+def a_model(gates: int = 4, bias: tuple[int, ...] | None = None) -> Model:
+    kernels = {"kernel": (E, gates * H), "recurrent_kernel": (H, gates * H)}
+    return {
+        "embedding": random_weights({"embeddings": (V, E)}),
+        "rnn": random_weights({**kernels, "bias": bias or (gates * H,)}),
+        "dense": random_weights({"kernel": (H, V), "bias": (V,)}),
+    }
+
+
+# The layouts.
+
+
+def write_legacy(
+    path: Path, model: Model, version: str | None = "2.11.0", group: str = "/", **attributes: str
+) -> Path:
+    """As Keras 2 writes; names with underscores in place of slashes are those of Keras 1."""
+    with h5py.File(path, "w") as file:
+        file.attrs.update(attributes)
+        holder = file.require_group(group)
+        holder.attrs["layer_names"] = [name.encode() for name in model]
+        if version is not None:
+            holder.attrs["keras_version"] = version
+        for name, weights in model.items():
+            names = [
+                f"{name}_{role}" if role[0] in "WUb" else f"{name}/{role}:0" for role in weights
+            ]
+            if version is not None:
+                names = [f"{name}/{role}:0" for role in weights]
+            layer = holder.create_group(name)
+            layer.attrs["weight_names"] = [weight.encode() for weight in names]
+            for weight, array in zip(names, weights.values(), strict=True):
+                layer[weight] = array
+    return path
+
+
+def write_positional(path: Path, model: Model) -> Path:
+    """As Keras 3 writes: `rnn` is an LSTM."""
+    places = {"embedding": "embedding", "rnn": "lstm/cell", "dense": "dense"}
+    with h5py.File(path, "w") as file:
+        for name, weights in model.items():
+            for position, array in enumerate(weights.values()):
+                file[f"layers/{places.get(name, name)}/vars/{position}"] = array
+        file["optimizer/vars/0"] = np.int64(3)
+    return path
+
+
+def sequential(*layers: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    entries = [{"class_name": kind, "config": config} for kind, config in layers]
+    return {"class_name": "Sequential", "config": {"name": "s", "layers": entries}}
+
+
+def architecture(kind: str = "LSTM", **config: Any) -> dict[str, Any]:
+    """Of `a_model`."""
+    return sequential(
+        ("Embedding", {"name": "embedding", "input_dim": V, "output_dim": E}),
+        (kind, {"name": "rnn", "units": H, "recurrent_activation": "sigmoid", **config}),
+        ("Dense", {"name": "dense", "units": V, "activation": "softmax"}),
+    )
+
+
+def functional(edges: Mapping[str, Sequence[str]], outputs: Sequence[str]) -> dict[str, Any]:
+    """Of Dense layers without weights; a layer that reads nothing is an input."""
+    layers = [
+        {
+            "class_name": "Dense" if sources else "InputLayer",
+            "config": {"name": name},
+            "name": name,
+            "inbound_nodes": [[[source, 0, 0, {}] for source in sources]] if sources else [],
+        }
+        for name, sources in edges.items()
+    ]
+    inputs = [[name, 0, 0] for name, sources in edges.items() if not sources]
+    ends = {"input_layers": inputs, "output_layers": [[name, 0, 0] for name in outputs]}
+    return {"class_name": "Functional", "config": {"name": "f", "layers": layers, **ends}}
+
+
+@pytest.mark.parametrize("gate", [sigmoid, fifth])
+@pytest.mark.parametrize("layout", ["weights", "whole model", "beside"])
+def test_lstm_of_keras_2(layout: str, gate: Callable[[Array], Array], tmp_path: Path) -> None:
+    model, said = a_model(), "sigmoid" if gate is sigmoid else "hard_sigmoid"
+    text, path = json.dumps(architecture(recurrent_activation=said)), tmp_path / "m.h5"
+    settings = [f"recurrent_activation={said}"] if layout == "weights" else []
+    if layout == "whole model":
+        write_legacy(path, model, group="model_weights", model_config=text)
+    else:
+        write_legacy(path, model)
+    if layout == "beside":
+        (tmp_path / "vocab.json").write_text('["a", "b"]')
+        (tmp_path / "arch.json").write_text(json.dumps(text))
+    found = read(tmp_path if layout == "beside" else path, *settings)
+    np.testing.assert_allclose(
+        logprobs(found.network, TOKENS),
+        expected(model, lambda xs, w: lstm(xs, w, gate)),
+        atol=1e-6,
+    )
+    assert found.network.parameters == sum(a.size for w in model.values() for a in w.values())
+
+
+@pytest.mark.parametrize(("bias", "after"), [((2, 3 * H), True), ((3 * H,), False)])
+def test_gru_before_and_after(bias: tuple[int, ...], after: bool, tmp_path: Path) -> None:
+    model = a_model(3, bias)
+    found = read(write_legacy(tmp_path / "m.h5", model))
+    assert (found.network.cell, found.network.reset_after) == (Cell.GRU, after)
+    np.testing.assert_allclose(logprobs(found.network, TOKENS), expected(model, gru), atol=1e-6)
+    assert found.assumptions == ("recurrent_activation sigmoid, the default of Keras 2.11.0",)
+
+
+def test_gates_of_keras_1(tmp_path: Path) -> None:
+    model = a_model(3)
+    split = {}
+    for number, gate in enumerate("zrh"):
+        for role, old in (("kernel", "W"), ("recurrent_kernel", "U"), ("bias", "b")):
+            split[f"{old}_{gate}"] = np.split(model["rnn"][role], 3, axis=-1)[number]
+    old_model: Model = {
+        "embedding_1": {"W": model["embedding"]["embeddings"]},
+        "gru_1": split,
+        "dense_1": {"W": model["dense"]["kernel"], "b": model["dense"]["bias"]},
+    }
+    found = read(write_legacy(tmp_path / "m.h5", old_model, version=None))
+    assert found.network.gate is Gate.HARD_SIGMOID_FIFTH
+    wanted = expected(model, lambda xs, w: gru(xs, w, fifth))
+    np.testing.assert_allclose(logprobs(found.network, TOKENS), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("gates", [3, 4])
+def test_layers_of_cudnn(gates: int, tmp_path: Path) -> None:
+    """Converted as Keras itself does: kernel.T.reshape(kernel.shape, order="F") gate by gate."""
+    model = a_model(gates, (2 * gates * H,))
+    found = read(write_legacy(tmp_path / "m.h5", model, version="2.2.4"))
+    held = model["rnn"]
+    blocks = np.split(held["kernel"], gates, axis=1)
+    plain = {
+        "kernel": np.hstack([block.T.reshape(block.shape, order="F") for block in blocks]),
+        "recurrent_kernel": np.hstack(
+            [block.T for block in np.split(held["recurrent_kernel"], gates, axis=1)]
+        ),
+        "bias": held["bias"].reshape(2, -1) if gates == 3 else held["bias"].reshape(2, -1).sum(0),
+    }
+    wanted = expected({**model, "rnn": plain}, gru if gates == 3 else lstm)
+    np.testing.assert_allclose(logprobs(found.network, TOKENS), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["weights", "archive", "unpacked"])
+def test_layout_of_keras_3(layout: str, tmp_path: Path) -> None:
+    model = a_model()
+    path = write_positional(tmp_path / "model.weights.h5", model)
+    parts = {
+        "config.json": json.dumps(architecture(recurrent_activation="hard_sigmoid")),
+        "metadata.json": '{"keras_version": "3.1.0"}',
+    }
+    if layout == "unpacked":
+        for name, text in parts.items():
+            (tmp_path / name).write_text(text)
+    if layout == "archive":
+        with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+            archive.write(path, path.name)
+            for name, text in parts.items():
+                archive.writestr(name, text)
+        path = tmp_path / "m.keras"
+    gate = sigmoid if layout == "weights" else sixth
+    wanted = expected(model, lambda xs, w: lstm(xs, w, gate))
+    np.testing.assert_allclose(logprobs(read(path).network, TOKENS), wanted, atol=1e-6)
+
+
+def test_a_token_as_one_number(tmp_path: Path) -> None:
+    shapes = {"kernel": (1, 4 * H), "recurrent_kernel": (H, 4 * H), "bias": (4 * H,)}
+    model: Model = {"rnn": random_weights(shapes), "dense": a_model()["dense"]}
+    path = write_legacy(tmp_path / "m.h5", model)
+    with pytest.raises(SettingNeeded, match="input=scaled-id or --set input=id"):
+        read(path)
+    hidden = lstm(np.array(TOKENS)[:, None] / V, model["rnn"])
+    wanted = log_softmax(hidden @ model["dense"]["kernel"] + model["dense"]["bias"])
+    found = logprobs(read(path, "input=scaled-id").network, TOKENS)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_windows_are_an_assumption(tmp_path: Path) -> None:
+    path = write_legacy(tmp_path / "m.h5", a_model())
+    (tmp_path / "a.json").write_text(json.dumps(architecture(return_sequences=False)))
+    assert read(path).assumptions == ("trained on windows that start from the zero state",)
+
+
+def without_bias(model: Model) -> Model:
+    return {**model, "rnn": {k: v for k, v in model["rnn"].items() if k != "bias"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "key"),
+    [
+        (a_model(4), "2.2.4-tf", "recurrent_activation"),
+        (a_model(4), None, "recurrent_activation"),
+        (without_bias(a_model(3)), "2.11.0", "reset_after"),
+        (a_model(1), "2.11.0", "nonlinearity"),
+    ],
+)
+def test_what_weights_do_not_tell_is_asked(
+    model: Model, version: str | None, key: str, tmp_path: Path
+) -> None:
+    path = write_legacy(tmp_path / "m.h5", model, version)
+    with pytest.raises(SettingNeeded) as needed:
+        read(path)
+    assert needed.value.key == key
+    for choice in needed.value.choices:
+        read(path, f"{key}={choice}")
+
+
+REFUSED = {
+    "attends to all steps": sequential(("Concatenate", {}), ("AttentionWeightedAverage", {})),
+    "reads a text from its end": sequential(("Bidirectional", {"layer": {"class_name": "LSTM"}})),
+    "looks at several steps": sequential(("Conv1D", {})),
+    "runs code": sequential(("Lambda", {})),
+    "of a class that this release does not read": architecture("PeepholeLSTM"),
+    "(go_backwards)": architecture(go_backwards=True),
+    "activation 'relu', where this release reads tanh": architecture(activation="relu"),
+    "recurrent_activation 'tanh'": architecture(recurrent_activation="tanh"),
+    "should have 5 units": architecture(units=5),
+    "several layers read layer a": functional({"i": [], "a": ["i"], "b": ["a"], "c": ["a"]}, "c"),
+    "layer c reads a, b": functional({"i": [], "a": ["i"], "b": ["i"], "c": ["a", "b"]}, "c"),
+    "2 inputs (i, j)": functional({"i": [], "j": [], "a": ["i"], "b": ["j"]}, "a"),
+    "2 outputs (a, b)": functional({"i": [], "a": ["i"], "b": ["a"]}, ["a", "b"]),
+    "layer a of its graph is missing or reads itself": functional({"i": [], "a": ["a"]}, "a"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_architectures_that_are_refused(reason: str, tmp_path: Path) -> None:
+    model = REFUSED[reason]
+    path = write_legacy(tmp_path / "m.h5", a_model(), model_config=json.dumps(model))
+    with pytest.raises(CheckpointError) as refused:
+        read(path)
+    assert reason in str(refused.value)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+def test_mixed_cells_are_refused(tmp_path: Path) -> None:
+    shapes = {"kernel": (H, 3 * H), "recurrent_kernel": (H, 3 * H), "bias": (2, 3 * H)}
+    model = a_model()
+    mixed = {
+        "embedding": model["embedding"],
+        "rnn": model["rnn"],
+        "gru": random_weights(shapes),
+        "dense": model["dense"],
+    }
+    with pytest.raises(CheckpointError, match=r"layer gru \(GRU\) is gru, .* below lstm"):
+        read(write_legacy(tmp_path / "m.h5", mixed))
+
+
+def bad(role: str, array: Array, layer: str = "rnn") -> Model:
+    model = a_model()
+    return {**model, layer: {**model[layer], role: array}}
+
+
+@pytest.mark.parametrize(
+    ("model", "problem"),
+    [
+        (bad("bias", np.full(4 * H, np.nan)), "rnn/rnn/bias:0 holds NaN"),
+        (bad("bias", np.zeros(5)), "layer rnn (LSTM) has a bias [5], where [16] would fit"),
+        (bad("kernel", np.zeros((2, 4 * H))), "reads 2 numbers a step"),
+        (bad("kernel", np.zeros((H, 9)), "dense"), "has a vector of 6 numbers where 9 would fit"),
+        (bad("peephole", np.zeros(H)), "tensors left over: rnn/rnn/peephole:0"),
+        (bad("bias", np.array(["x"], object)), "holds object, not numbers"),
+        ({"attention": {"attention_W": np.zeros((9, 1))}}, "attention over all steps"),
+        ({"forward_lstm": a_model()["rnn"]}, "bidirectional"),
+        ({"embedding": a_model()["embedding"]}, "no recurrent layer"),
+        ({}, "no recurrent layer"),
+    ],
+)
+def test_weights_that_are_refused(model: Model, problem: str, tmp_path: Path) -> None:
+    path = write_legacy(tmp_path / "m.h5", model)
+    with pytest.raises(CheckpointError) as refused:
+        read(path)
+    assert problem in str(refused.value)
+
+
+def test_numbers_elsewhere_are_refused(tmp_path: Path) -> None:
+    path = write_legacy(tmp_path / "m.h5", a_model())
+    hostile: dict[str, Callable[[h5py.File], object]] = {
+        "is a link": lambda file: file.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")),
+        "in another file": lambda file: file.create_dataset(
+            "x", (8,), "f4", external=[("/etc/passwd", 0, 32)]
+        ),
+        "more than the file can": lambda file: file.create_dataset(
+            "x", (1 << 40,), "f4", chunks=True
+        ),
+    }
+    for problem, add in hostile.items():
+        with h5py.File(path, "a") as file:
+            add(file)
+        with pytest.raises(CheckpointError, match=f"'x'.* {problem}|{problem}"):
+            read(path)
+        with h5py.File(path, "a") as file:
+            del file["x"]
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".weights.h5", ".keras"])
+def test_damaged_files(suffix: str, tmp_path: Path) -> None:
+    """Whatever happens to the bytes, the outcome is a network or one line naming the file."""
+    whole, path = tmp_path / "whole.h5", tmp_path / f"damaged{suffix}"
+    if suffix == ".h5":
+        write_legacy(whole, a_model(), model_config=json.dumps(architecture()))
+    else:
+        write_positional(whole, a_model())
+    if suffix == ".keras":
+        content = whole.read_bytes()
+        with zipfile.ZipFile(whole, "w") as archive:
+            archive.writestr("model.weights.h5", content)
+            archive.writestr("config.json", json.dumps(architecture()))
+            archive.writestr("metadata.json", "{}")
+    content, random = whole.read_bytes(), np.random.default_rng(1)
+    for round_ in range(120):
+        damaged = bytearray(content)
+        if round_ % 3 == 0:
+            del damaged[random.integers(len(content)) :]
+        else:
+            for place in random.integers(len(content), size=4):
+                damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read(path)
+        except ExportError as error:
+            assert str(error).startswith(f"{path}: ")
+            assert str(error).isprintable()
+
+
+def test_several_files_in_a_folder(tmp_path: Path) -> None:
+    write_legacy(tmp_path / "a.h5", a_model())
+    write_legacy(tmp_path / "b.h5", a_model())
+    with pytest.raises(CheckpointError, match=r"several Keras files, a\.h5 and b\.h5"):
+        read(tmp_path)
+
+
+def test_which_of_several_architectures(tmp_path: Path) -> None:
+    path = write_legacy(tmp_path / "m.h5", a_model())
+    for name, said in (("a.json", "sigmoid"), ("b.json", "hard_sigmoid")):
+        (tmp_path / name).write_text(json.dumps(architecture(recurrent_activation=said)))
+    (tmp_path / "other.json").write_text(json.dumps(architecture(units=9)))
+    with pytest.raises(SettingNeeded, match=r"architecture=a\.json or --set architecture=b\.json"):
+        read(path)
+    assert read(path, "architecture=b.json").network.gate is Gate.HARD_SIGMOID_FIFTH
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published models beside the repository")
+def test_a_published_model() -> None:
+    folder = PUBLISHED / "keras-lstm-chem"
+    reference = json.loads((folder / "reference.json").read_text())
+    ids = reference["fixed_ids"]
+    found = logprobs(read(folder).network, ids[:-1])
+    chosen = np.take_along_axis(found, np.array(ids[1:])[:, None], axis=1)[:, 0]
+    np.testing.assert_allclose(chosen, reference["logprobs"], atol=1e-4)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published models beside the repository")
+def test_a_published_model_with_attention() -> None:
+    with pytest.raises(CheckpointError, match="attention over all steps"):
+        read(PUBLISHED / "refuse-textgenrnn")
+
+
+KERAS = """
+import sys
+import keras
+import numpy as np
+from keras import layers as k
+
+folder, cell = sys.argv[1:]
+options = {} if cell == "SimpleRNN" else {"recurrent_activation": "hard_sigmoid"}
+layer = getattr(k, cell)
+model = keras.Sequential([
+    keras.Input((None,)), k.Embedding(6, 3), k.Dense(4, "tanh"), k.LayerNormalization(),
+    layer(5, return_sequences=True, **options),
+    k.LayerNormalization(), k.BatchNormalization(), k.Dropout(0.5), k.Dense(3),
+    layer(4, return_sequences=True, **options),
+    k.BatchNormalization(), k.TimeDistributed(k.Dense(5)), k.BatchNormalization(),
+    k.Activation("relu"), k.LayerNormalization(), k.Dense(6), k.Softmax(),
+])
+random = np.random.default_rng(2)
+for weight in model.weights:
+    values = random.normal(0, 0.5, weight.shape)
+    weight.assign(np.abs(values) + 0.3 if "variance" in weight.path else values)
+model.save(f"{folder}/m.keras")
+model.save(f"{folder}/m.h5")
+tokens = np.array([[1, 4, 0, 5, 5, 2, 3]])
+np.save(f"{folder}/expected.npy", np.log(np.asarray(model(tokens).detach())[0]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="keras is not installed")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "SimpleRNN"])
+def test_against_keras(cell: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", KERAS, str(tmp_path), cell]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    for name in ("m.keras", "m.h5"):
+        found = logprobs(read(tmp_path / name).network, TOKENS)
+        np.testing.assert_allclose(found, np.load(tmp_path / "expected.npy"), atol=1e-5)
