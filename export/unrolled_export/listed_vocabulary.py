@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unrolled_export.errors import VocabularyError
 from unrolled_export.vocabulary import ESCAPES, Kind, Vocabulary, check_tokens, token_id
-from unrolled_export.vocabulary_kinds import UNKNOWN, byte_values, kind_of
+from unrolled_export.vocabulary_kinds import UNKNOWN, byte_texts, kind_of
 
 JOINER = " "
 _LINE_END = "<eos>"
@@ -47,12 +47,12 @@ def listed_vocabulary(
 
 
 def _bytes(tokens: Sequence[str], origin: Path) -> list[bytes]:
-    values = byte_values(tokens)
-    if values is None:
+    texts = byte_texts(tokens)
+    if texts is None:
         raise VocabularyError(f"{origin}: not every token is a single byte")
-    if len(set(values)) < len(values):
+    if len(set(texts)) < len(texts):
         raise VocabularyError(f"{origin}: two tokens are the same byte")
-    return [bytes([value]) for value in values]
+    return texts
 
 
 def _characters(tokens: Sequence[str], origin: Path) -> list[bytes]:

@@ -6,11 +6,6 @@ import io
 import pickletools
 from pathlib import Path
 
-from unrolled_export.readers.inert import Opaque
-from unrolled_export.readers.numpy_pickles import NumpyArray
-from unrolled_export.readers.pickle_names import Names
-from unrolled_export.readers.pickles import load_pickle
-
 _FIRST = frozenset((b"(", b"c", b"]", b"}"))
 """How early pickles of containers and objects begin."""
 _DEEPEST = 4
@@ -36,6 +31,10 @@ def read_pickled(content: bytes, path: Path, *, allow_pickle: bool) -> object:
 
     Raises CheckpointError where it is damaged, and PickleNeeded where it is an object of a class.
     """
+    # Some readers read vocabulary files: this module must not need their package to be imported.
+    from unrolled_export.readers.pickle_names import Names
+    from unrolled_export.readers.pickles import load_pickle
+
     names = Names(path, len(content), None)
     value = load_pickle(path, io.BytesIO(content), names)
     names.check_permitted(allow_pickle)
@@ -44,6 +43,9 @@ def read_pickled(content: bytes, path: Path, *, allow_pickle: bool) -> object:
 
 def _plain(value: object, depth: int = 0) -> object:
     """A value without the object around its container."""
+    from unrolled_export.readers.inert import Opaque
+    from unrolled_export.readers.numpy_pickles import NumpyArray
+
     if isinstance(value, NumpyArray):
         return value.load().tolist() if value.items is None else value.items
     if isinstance(value, Opaque) and depth < _DEEPEST:

@@ -29,6 +29,9 @@ class TorchReference:
 
     def __init__(self, network: Network) -> None:
         """For a network of which `has_torch_modules` holds."""
+        # One row at a time leaves nothing to share, and threads that wait for each other are slow
+        # beside anything else that runs.
+        torch.set_num_threads(1)
         self._network = network
         embedding = network.embedding
         self._embedding = None if embedding is None else torch.tensor(embedding)

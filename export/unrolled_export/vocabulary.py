@@ -14,6 +14,9 @@ _ID = re.compile(r"[0-9]{1,9}")
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
 """How a command line or a line of text writes characters that it cannot hold."""
 
+FILLER = "xxfake"
+"""What fastai fills vocabularies with, up to a multiple of eight."""
+
 
 class Kind(StrEnum):
     """What a token stands for."""
@@ -99,6 +102,6 @@ def check_tokens(tokens: Sequence[str], origin: Path) -> None:
     for index, token in enumerate(tokens):
         if not token:
             raise VocabularyError(f"{origin}: token {index} is empty")
-        if token in ids:
+        if token in ids and token != FILLER:
             raise VocabularyError(f"{origin}: tokens {ids[token]} and {index} are both {token!r}")
         ids[token] = index

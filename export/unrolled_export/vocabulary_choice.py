@@ -43,7 +43,10 @@ def choose_vocabulary(
     elif tokens is None and wanted is Kind.BYTE and size == len(ALL_BYTES):
         tokens = ALL_BYTES
     if tokens is None:
-        raise VocabularyError(f"{origin}: holds no vocabulary: add --vocab FILE, of {size} tokens")
+        bytes_too = ", or --set vocabulary=byte" if size == len(ALL_BYTES) else ""
+        raise VocabularyError(
+            f"{origin}: holds no vocabulary: add --vocab FILE, of {size} tokens{bytes_too}"
+        )
     start = checkpoint.start_token if start is None else start
     end = end or checkpoint.end_tokens
     if isinstance(tokens, TokenizerFile):

@@ -29,7 +29,7 @@ def kind_of(tokens: Sequence[str], origin: Path) -> Kind:
     VocabularyError where they are pieces that no list defines."""
     if is_bytes(tokens):
         return Kind.BYTE
-    ordinary = [token for token in tokens if not _SPECIAL.fullmatch(token)]
+    ordinary = [token for token in tokens if not _is_special(token)]
     has_special = len(ordinary) < len(tokens)
     longer = [token for token in ordinary if len(token) > 1]
     if not longer:
@@ -44,33 +44,42 @@ def kind_of(tokens: Sequence[str], origin: Path) -> Kind:
 
 
 def is_bytes(tokens: Sequence[str]) -> bool:
-    """Whether the tokens are single bytes, and all of them or some that are no characters."""
-    values = byte_values(tokens)
-    return values is not None and (len(set(values)) == 256 or not _are_latin(tokens))
+    """Whether the tokens are single bytes, all of them or some that are no characters, beside
+    special ones."""
+    ordinary = [token for token in tokens if not _is_special(token)]
+    values = byte_texts(ordinary)
+    return values is not None and (len(set(values)) == 256 or not _are_latin(ordinary))
 
 
-def byte_values(tokens: Sequence[str]) -> list[int] | None:
-    """The bytes that the tokens are, None where one of them is not a byte.
+def byte_texts(tokens: Sequence[str]) -> list[bytes] | None:
+    """The bytes that the tokens are, special ones their spelling; None where one is neither.
 
     Where all are characters up to U+00FF, each is the byte of its number.
     """
-    if _are_latin(tokens):
-        return [ord(token) for token in tokens]
-    values = [_byte_value(token) for token in tokens]
-    found = [value for value in values if value is not None]
+    are_latin = _are_latin([token for token in tokens if not _is_special(token)])
+    texts = [_byte_text(token, are_latin) for token in tokens]
+    found = [text for text in texts if text is not None]
     return found if len(found) == len(tokens) else None
+
+
+def _is_special(token: str) -> bool:
+    return _SPECIAL.fullmatch(token) is not None and _SPELLED_BYTE.fullmatch(token) is None
 
 
 def _are_latin(tokens: Sequence[str]) -> bool:
     return all(len(token) == 1 and ord(token) < 256 for token in tokens)
 
 
-def _byte_value(token: str) -> int | None:
+def _byte_text(token: str, are_latin: bool) -> bytes | None:
+    if _is_special(token):
+        return token.encode()
+    if are_latin:
+        return token.encode("latin-1")
     if match := _SPELLED_BYTE.fullmatch(token):
         value = int(match["decimal"] or match["hex"], 10 if match["decimal"] else 16)
-        return value if value < 256 else None
+        return bytes([value]) if value < 256 else None
     data = token.encode(errors="surrogateescape") if _is_text_or_bytes(token) else b""
-    return data[0] if len(data) == 1 else None
+    return data if len(data) == 1 else None
 
 
 def _is_text_or_bytes(token: str) -> bool:

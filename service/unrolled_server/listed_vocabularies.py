@@ -91,7 +91,10 @@ class GroupVocabulary(_ListedVocabulary):
 
 
 class ByteVocabulary(_ListedVocabulary):
-    """A token per byte of UTF-8; not every byte need have one."""
+    """A token per byte of UTF-8; not every byte need have one.
+
+    Tokens of several bytes are special ones, which no text becomes.
+    """
 
     whole_characters = False
 
@@ -104,7 +107,9 @@ class ByteVocabulary(_ListedVocabulary):
     ) -> None:
         super().__init__(values, start_token, end_tokens, unknown_token)
         self._ids = np.full(256, -1 if unknown_token is None else unknown_token, np.int32)
-        self._ids[[ord(value) for value in values]] = np.arange(len(values))
+        for index, value in enumerate(values):
+            if len(value) == 1:
+                self._ids[ord(value)] = index
 
     def encode(self, text: str, previous: int | None = None) -> Tokens:
         data = utf8(text)

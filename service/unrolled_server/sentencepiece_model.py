@@ -13,9 +13,9 @@ from unrolled_server.types import Tokens
 _SPACE = "\u2581"
 """How a piece writes a space."""
 
-_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-"""A ModelProto of `normalizer_spec { add_dummy_prefix: false }`: a message that follows another
-of its type in the same bytes changes its fields."""
+_PREFIX = {False: b"\x1a\x02\x18\x00", True: b"\x1a\x02\x18\x01"}
+"""ModelProtos of `normalizer_spec { add_dummy_prefix: ... }`: a message that follows another of
+its type in the same bytes changes its fields."""
 
 
 class SentencePieceVocabulary:
@@ -29,7 +29,8 @@ class SentencePieceVocabulary:
     def __init__(self, content: bytes, start_token: int | None, end_tokens: Sequence[int]) -> None:
         """Raises ValueError where `content` is no SentencePiece model."""
         self._processor = _processor(content)
-        self._continuing = _processor(content + _NO_DUMMY_PREFIX)
+        self._continuing = _processor(content + _PREFIX[False])
+        self._parted = _processor(content + _PREFIX[True])
         self.size = self._processor.get_piece_size()
         self.start_token = start_token
         self.end_tokens = frozenset(end_tokens)
@@ -54,11 +55,14 @@ class SentencePieceVocabulary:
 
     def encode(self, text: str, previous: int | None = None) -> Tokens:
         utf8(text)
-        processor = self._processor
+        return np.array(self._encoder(text, previous).encode(text), np.int32)
+
+    def _encoder(self, text: str, previous: int | None) -> SentencePieceProcessor:
+        if previous is None:
+            return self._processor
         # Where leading spaces are removed, the prefix stands for the one that parts two texts.
-        if previous is not None and (self._keeps_spaces or not text[:1].isspace()):
-            processor = self._continuing
-        return np.array(processor.encode(text), np.int32)
+        is_parted = text[:1].isspace() and not self._keeps_spaces
+        return self._parted if is_parted else self._continuing
 
     def decode(self, tokens: Sequence[int]) -> str:
         text: str = self._processor.decode(list(tokens))

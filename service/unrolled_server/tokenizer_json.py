@@ -18,7 +18,7 @@ from unrolled_server.vocabulary import UnknownSymbol
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
 """How a Metaspace tokenizer writes a space."""
-CACHED_PIECES = 1 << 16
+CACHED = 1 << 16
 
 
 class TokenizerVocabulary:
@@ -46,28 +46,31 @@ class TokenizerVocabulary:
         self._fixed = [bytes_of(spelling) for spelling in self._spellings]
         self.longest_token = max(len(self.token(index)) for index in range(self.size))
         self._drops_unknown = _drops_unknown(specification)
-        self._difference = lru_cache(CACHED_PIECES)(self._uncached_difference)
+        self._difference = lru_cache(CACHED)(self._uncached_difference)
+        self._is_known = lru_cache(CACHED)(self._uncached_is_known)
 
     def encode(self, text: str, previous: int | None = None) -> Tokens:
         utf8(text)
         tokenizer = self._tokenizer if previous is None else self._continuing
+        if self._drops_unknown:
+            self._check_known(text)
         try:
-            encoding = tokenizer.encode(text, add_special_tokens=False)
+            return np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
         # The library raises nothing more precise, for text that no token stands for.
         except Exception as error:
             raise _first_refused(tokenizer, text) from error
-        if self._drops_unknown:
-            self._check_covered(text, encoding.offsets)
-        return np.array(encoding.ids, np.int32)
 
-    def _check_covered(self, text: str, offsets: Sequence[tuple[int, int]]) -> None:
-        """Refuse a text of which anything but white space is in no token. Raises UnknownSymbol."""
-        place = 0
-        for start, end in [*offsets, (len(text), len(text))]:
-            for offset in range(place, start):
-                if self._normalized(text[offset]).strip():
-                    raise UnknownSymbol(offset, text[offset])
-            place = max(place, end)
+    def _check_known(self, text: str) -> None:
+        """Refuse a text with a character that no token has. Raises UnknownSymbol."""
+        unknown = {character for character in set(text) if not self._is_known(character)}
+        if unknown:
+            offset = next(place for place, character in enumerate(text) if character in unknown)
+            raise UnknownSymbol(offset, text[offset])
+
+    def _uncached_is_known(self, character: str) -> bool:
+        """Whether a character gives a token, or nothing that a text would lack."""
+        encoding = self._continuing.encode(character, add_special_tokens=False)
+        return bool(encoding.ids) or not self._normalized(character).strip()
 
     def _normalized(self, text: str) -> str:
         normalizer = self._continuing.normalizer

@@ -78,10 +78,9 @@ def _characters(message: model_pb2.Vocabulary) -> Vocabulary:
 
 def _bytes(message: model_pb2.Vocabulary) -> Vocabulary:
     unknown = _unknown(message)
-    try:
-        return ByteVocabulary(message.tokens, _start(message), message.end_tokens, unknown)
-    except TypeError as error:
-        raise VocabularyError("manifest.json: vocabulary.tokens: not all single bytes") from error
+    if not message.tokens:
+        raise VocabularyError("manifest.json: vocabulary.tokens: there are none")
+    return ByteVocabulary(message.tokens, _start(message), message.end_tokens, unknown)
 
 
 def _words(message: model_pb2.Vocabulary) -> Vocabulary:

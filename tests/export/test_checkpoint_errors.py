@@ -186,7 +186,7 @@ def test_damaged_files(damage: str, suffix: str, tmp_path: Path, capsys: Capture
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     line = refusal([str(path), *arguments[1:]], tmp_path / "models", capsys)
     assert line.startswith(f"unrolled-export: {path}: ")
-    assert "damaged" in line or "not a whole safetensors file" in line or "only plain" in line
+    assert "damaged" in line or "not a whole safetensors file" in line
 
 
 def test_a_flipped_bit_in_the_weights_of_an_archive(tmp_path: Path, capsys: Capture) -> None:
@@ -233,17 +233,16 @@ def test_a_pickle_that_runs_a_command(archive: bool, tmp_path: Path, capsys: Cap
     content = {"head.weight": torch.zeros(2, 2), "extra": Hostile(f"touch {witness}")}
     torch.save(content, path, _use_new_zipfile_serialization=archive)
     line = refusal([str(path)], tmp_path / "models", capsys)
-    assert "only plain state dicts are read" in line
-    assert f"asks for {os.system.__module__}.system" in line
+    assert f"asks for {os.system.__module__}.system, as a hostile file would" in line
     assert not witness.exists()
 
 
 OTHER_PICKLES: dict[str, tuple[object, str]] = {
-    "a module": (nn.LSTM(3, 4), "asks for torch.nn.modules.rnn.LSTM"),
-    "a list": ([torch.zeros(2)], "this one holds a list"),
+    "a module": (nn.LSTM(3, 4), "holds objects of classes (torch.nn.modules.rnn.LSTM)"),
+    "a list": ([torch.zeros(2)], "holds no model: no map or module in it names tensors"),
     "a training run": (
         {"state_dict": {"head.weight": torch.zeros(2, 2)}, "epoch": 3},
-        "entry 'state_dict' of this one is a dict",
+        "no recurrent layer: no tensor is called weight_ih_l0",
     ),
 }
 
@@ -253,7 +252,6 @@ def test_pickles_of_something_else(case: str, tmp_path: Path, capsys: Capture) -
     content, expected = OTHER_PICKLES[case]
     torch.save(content, tmp_path / "model.pth")
     line = refusal([str(tmp_path / "model.pth")], tmp_path / "models", capsys)
-    assert "only plain state dicts are read" in line
     assert expected in line
 
 

@@ -203,6 +203,18 @@ def test_bytes_however_spelled(tokens: Sequence[str]) -> None:
     assert listed_vocabulary(tokens, Path("v")).tokens == EVERY_BYTE
 
 
+@pytest.mark.parametrize("tokens", [LATIN, ESCAPED, SPELLED])
+def test_special_tokens_beside_bytes(tokens: Sequence[str]) -> None:
+    vocabulary = listed_vocabulary(("<pad>", "<s>", *tokens), Path("v"), "<s>")
+    assert (vocabulary.kind, vocabulary.start) == (Kind.BYTE, 1)
+    assert vocabulary.tokens == (b"<pad>", b"<s>", *EVERY_BYTE)
+
+
+def test_what_fastai_fills_up_with() -> None:
+    tokens = ("xxunk", "xxpad", *WORDS, "xxfake", "xxfake")
+    assert listed_vocabulary(tokens, Path("v")).size == len(tokens)
+
+
 def test_what_are_no_bytes() -> None:
     for tokens, problem in [
         (("a", "€"), "single byte"),

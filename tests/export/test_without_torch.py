@@ -32,11 +32,11 @@ def test_safetensors_are_checked_against_numpy(cell: str, tmp_path: Path) -> Non
     assert parity.max_abs_logprob_error < parity.tolerance
 
 
-def test_files_of_torch_say_what_to_install(tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    torch.save({"head.weight": torch.zeros(2, 2)}, path)
-    done = convert([str(path)], tmp_path / "models")
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"unrolled-export: {path}: reading PyTorch files needs torch: pip install '.[train]'\n"
-    )
+@pytest.mark.parametrize("archive", [True, False])
+def test_files_of_torch_need_no_torch(archive: bool, tmp_path: Path) -> None:
+    path, arguments = tmp_path / "model.pt", save(tmp_path, state_dict("gru"), letters(5))
+    content = {name: torch.tensor(array) for name, array in state_dict("gru").items()}
+    torch.save(content, path, _use_new_zipfile_serialization=archive)
+    done = convert([str(path), *arguments[1:]], tmp_path / "models")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert read_manifest(tmp_path / "models" / "model" / "1").parity.steps > 0

@@ -196,8 +196,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         resigned(lambda c: c["vocabulary"].update(kind="KIND_WORD")),
         ("manifest.json", "KIND_WORD"),
     ),
-    "vocabulary-of-words": (
-        resigned(lambda c: c["vocabulary"]["tokens"].__setitem__(0, "YWI=")),
+    "vocabulary-not-utf8": (
+        resigned(lambda c: c["vocabulary"]["tokens"].__setitem__(0, "/w==")),
         ("manifest.json", "vocabulary"),
     ),
     "vocabulary-too-long": (

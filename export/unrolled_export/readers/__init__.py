@@ -5,15 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.folder import CheckpointFolder
+from unrolled_export.readers.keras import KerasFile
+from unrolled_export.readers.ml5 import Ml5Folder
+from unrolled_export.readers.onnx_file import OnnxFile
 from unrolled_export.readers.pytorch import PytorchFile
 from unrolled_export.readers.reader import Checkpoint, Reader
 from unrolled_export.readers.safetensors_ import SafetensorsFile
 from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.torch7 import Torch7File
 from unrolled_export.readers.trained import TrainedFolder
 
 __all__ = ["READERS", "Checkpoint", "Reader", "Settings", "read_checkpoint"]
 
-READERS: tuple[Reader, ...] = (TrainedFolder(), SafetensorsFile(), PytorchFile())
+_FILES: tuple[Reader, ...] = (
+    SafetensorsFile(),
+    KerasFile(),
+    Torch7File(),
+    OnnxFile(),
+    PytorchFile(),
+)
+READERS: tuple[Reader, ...] = (TrainedFolder(), Ml5Folder(), *_FILES, CheckpointFolder(_FILES))
 """Asked in this order; the first that accepts a path reads it."""
 
 

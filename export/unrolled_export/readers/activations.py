@@ -118,7 +118,8 @@ def _unsettled(
     modules = " and ".join(f"module {path} ({kind})" for path, kind in unclear.items())
     problem = f"{modules} may be applied before the head"
     if not unclear:
-        problem = f"an activation may follow {' and '.join(_names(parts))}"
+        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        problem = f"an activation may follow {parts[0].name}{more}"
     kinds = [_SERVED[kind] for kind in unclear.values() if kind in _SERVED]
     choices = dict.fromkeys(kinds if unclear else (Activation.RELU, Activation.TANH))
     return tensors.unsettled(
@@ -154,8 +155,8 @@ def _placed(
 
 def _path_names(chain: Chain) -> list[str]:
     """The names of the parts from the embedding to the head."""
-    embedding = [] if chain.embedding is None else [chain.embedding.name]
-    return [*embedding, *(part.name for part in chain.parts), chain.head.name]
+    embedding = [] if chain.ends.embedding is None else [chain.ends.embedding.name]
+    return [*embedding, *(part.name for part in chain.parts), chain.ends.head.name]
 
 
 def _part_before(path: str, order: Sequence[str], modules: Modules) -> str | None:

@@ -53,7 +53,7 @@ class Assembly:
         Setting: `norm_epsilon`, where no pickled model tells it. Raises CheckpointError and
         SettingNeeded.
         """
-        head = self._dense(self._chain.head, self._chain.head_bias)
+        head = self._dense(self._chain.ends.head, self._chain.head_bias)
         embedding = self._embedding()
         layers = tuple(self._layers())
         last = self._chain.recurrent[-1]
@@ -65,7 +65,7 @@ class Assembly:
 
     def _embedding(self) -> Floats | None:
         """The table that the first layer reads; None for one-hot tokens."""
-        matrix = self._chain.embedding
+        matrix = self._chain.ends.embedding
         if matrix is None:
             operations = list(self._operations(self._chain.before))
             return self._one_hot(operations) if operations else None
@@ -76,7 +76,7 @@ class Assembly:
         return folded_table(table, operations) if operations else table
 
     def _one_hot(self, operations: list[Operation]) -> Floats:
-        vocabulary = self._chain.head.outputs
+        vocabulary = self._chain.ends.head.outputs
         if not isinstance(operations[0], Dense) and vocabulary > _MOST_ONE_HOT:
             raise self._tensors.error(
                 f"one-hot input of {vocabulary} tokens that is normalised, where this release "
@@ -153,7 +153,7 @@ class Assembly:
         return np.full(size, value, np.float32) if name is None else self._tensors.take(name)
 
     def _set_repeated_aside(self, matrix: Matrix) -> None:
-        reason = None if self._chain.is_tied else REPEATED
+        reason = None if self._chain.ends.is_tied else REPEATED
         self._tensors.set_aside(matrix.names[1:], reason)
 
 

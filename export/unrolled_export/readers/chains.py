@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from unrolled_export.readers.ends import Ends
 from unrolled_export.readers.parts import Matrix, Norm, Part
 from unrolled_export.readers.recurrent import Recurrent
 
@@ -26,16 +27,9 @@ class TooManyOrders(ValueError):
 class Chain:
     """One reading of a state dict."""
 
-    embedding: Matrix | None
-    """None for one-hot tokens."""
+    ends: Ends
     parts: tuple[Part, ...]
-    head: Matrix
-    """The embedding itself where the weights are tied."""
     head_bias: str | None
-
-    @property
-    def is_tied(self) -> bool:
-        return self.embedding is self.head
 
     @property
     def recurrent(self) -> tuple[Recurrent, ...]:
@@ -59,82 +53,62 @@ class Chain:
 
 
 def find_chains(
-    matrices: Sequence[Matrix], parts: Sequence[Part], lone_biases: Sequence[tuple[str, int]]
-) -> tuple[Chain, ...]:
-    """Every chain that uses all of `matrices` and `parts`.
+    ends: Ends, parts: Sequence[Part], by_number: bool, steps: Iterator[int]
+) -> Iterator[Chain]:
+    """Every chain from one end to the other over all of `parts`.
 
-    Where names number the parts (`fc1`, `fc2`; `layers.0`, `layers.1`), in this order if the
-    widths allow it. `lone_biases` are names and sizes of biases without a weight: of a head
-    whose tied weight the file does not repeat. Raises TooManyOrders.
+    `by_number` keeps to the numbers in names: `fc1` before `fc2`, `layers.0` before `layers.1`.
+    `steps` counts on over all searches for one file. Raises TooManyOrders.
     """
-    for by_number in (True, False):
-        chains = tuple(_Search(matrices, parts, by_number).chains())
-        if chains:
-            return tuple(_with_lone_bias(chain, lone_biases) for chain in chains)
-    return ()
+    for order in _Search(ends, parts, by_number, steps).orders():
+        yield Chain(ends, order, ends.head.bias)
 
 
 class _Search:
-    """One search; `by_number` keeps to the numbers in names."""
+    """One search."""
 
-    def __init__(self, matrices: Sequence[Matrix], parts: Sequence[Part], by_number: bool) -> None:
-        self._matrices = matrices
-        self._parts = parts
-        names = [part.name for part in (*matrices, *parts)] if by_number else []
-        self._later = {one: {name for name in names if _precedes(one, name)} for one in names}
-        self._steps = 0
+    def __init__(
+        self, ends: Ends, parts: Sequence[Part], by_number: bool, steps: Iterator[int]
+    ) -> None:
+        self._ends = ends
+        self._parts = tuple(parts)
+        self._names = [part.name for part in parts]
+        names = [*self._names, ends.head.name, *([ends.embedding.name] if ends.embedding else [])]
+        self._earlier = {
+            one: {name for name in names if by_number and _precedes(name, one)} for one in names
+        }
+        self._steps = steps
 
-    def chains(self) -> Iterator[Chain]:
-        for embedding in (None, *self._matrices):
-            for head in self._matrices:
-                if embedding is not None and not _may_be_embedding(embedding, head):
-                    continue
-                others = [
-                    part for part in self._matrices if part is not head and part is not embedding
-                ]
-                start = head.outputs if embedding is None else embedding.inputs
-                for order in self._orders(start, (), (*others, *self._parts), embedding, head):
-                    yield Chain(embedding, order, head, head.bias)
+    def orders(self) -> Iterator[tuple[Part, ...]]:
+        """Every order of the parts."""
+        embedding, head = self._ends.embedding, self._ends.head
+        if self._is_numbered_otherwise():
+            return
+        yield from self._extended((), head.outputs if embedding is None else embedding.inputs)
 
-    def _orders(
-        self,
-        width: int,
-        done: tuple[Part, ...],
-        left: tuple[Part, ...],
-        embedding: Matrix | None,
-        head: Matrix,
-    ) -> Iterator[tuple[Part, ...]]:
-        """Every way to go on from `done`, whose output is `width` wide, over all of `left`."""
-        self._steps += 1
-        if self._steps > _MOST_STEPS:
+    def _is_numbered_otherwise(self) -> bool:
+        """Whether by its number the embedding comes after a part, or the head before one."""
+        embedding, head = self._ends.embedding, self._ends.head
+        if embedding is head:
+            return False
+        if any(head.name in self._earlier[name] for name in self._names):
+            return True
+        return embedding is not None and bool(self._earlier[embedding.name])
+
+    def _extended(self, done: tuple[Part, ...], width: int) -> Iterator[tuple[Part, ...]]:
+        """Every way to go on from `done`, whose output is `width` wide, over all other parts."""
+        if next(self._steps) > _MOST_STEPS:
             raise TooManyOrders
-        if not left and width == head.inputs and self._in_order(embedding, done, head):
+        left = [part for part in self._parts if part not in done]
+        if not left and width == self._ends.head.inputs:
             yield done
         for part in left:
             if part.inputs == width and _may_follow(part, done) and not self._waits(part, left):
-                others = tuple(other for other in left if other is not part)
-                yield from self._orders(part.outputs, (*done, part), others, embedding, head)
+                yield from self._extended((*done, part), part.outputs)
 
     def _waits(self, part: Part, left: Sequence[Part]) -> bool:
         """Whether a part that is left has a lower number."""
-        return any(self._precedes(other.name, part.name) for other in left)
-
-    def _in_order(self, embedding: Matrix | None, parts: Sequence[Part], head: Matrix) -> bool:
-        """Whether the numbers also suit the embedding and the head, unless these are one."""
-        if embedding is head:
-            return True
-        chain = [part.name for part in (*([embedding] if embedding else []), *parts, head)]
-        is_first = embedding is None or not any(self._precedes(name, chain[0]) for name in chain)
-        return is_first and not any(self._precedes(chain[-1], name) for name in chain)
-
-    def _precedes(self, one: str, other: str) -> bool:
-        return other in self._later.get(one, ())
-
-
-def _may_be_embedding(embedding: Matrix, head: Matrix) -> bool:
-    if embedding is head:
-        return True
-    return embedding.outputs == head.outputs and embedding.bias is None
+        return any(other.name in self._earlier[part.name] for other in left)
 
 
 def _may_follow(part: Part, done: tuple[Part, ...]) -> bool:
@@ -161,10 +135,3 @@ def _precedes(one: str, other: str) -> bool:
 
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in _NUMBER.findall(text)]
-
-
-def _with_lone_bias(chain: Chain, lone_biases: Sequence[tuple[str, int]]) -> Chain:
-    if not chain.is_tied or chain.head_bias is not None:
-        return chain
-    fitting = [name for name, size in lone_biases if size == chain.head.outputs]
-    return replace(chain, head_bias=fitting[0]) if len(fitting) == 1 else chain

@@ -104,7 +104,9 @@ def _read_weights(path: Path) -> KerasWeights:
 def _hard_sigmoid(weights: KerasWeights, settings: Settings) -> Gate:
     """Which function Keras calls by this name: it changed with Keras 3."""
     choices = ("2", "3")
-    version = weights.version or settings.choice("keras_version", choices)
+    # Where Keras 3 writes the older layout, it never leaves its version out.
+    unsaid = settings.choice("keras_version", choices) if weights.is_positional else "2"
+    version = weights.version or unsaid
     if version is None:
         raise SettingNeeded(
             weights.tensors.file,

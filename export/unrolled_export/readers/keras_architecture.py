@@ -86,6 +86,14 @@ def _json(text: str | bytes) -> object:
         return None
 
 
+def why_refused(kind: str) -> str | None:
+    """The reason why layers of a class are not read; None where the class tells none."""
+    for pattern, reason in _REFUSED.items():
+        if re.fullmatch(pattern, kind):
+            return reason
+    return None
+
+
 class _Reading:
     """Of one architecture. Every method raises CheckpointError naming the layer."""
 
@@ -116,6 +124,8 @@ class _Reading:
     def _flattened(self, model: Mapping[str, Any], path: str, depth: int) -> Iterator[LayerSpec]:
         entries = self._entries(model, depth)
         paths = self._paths(entries, path)
+        # How Keras 3 spells the mask of an Embedding (mask_zero), which only masks read.
+        entries = [entry for entry in entries if self._kind(entry) != "NotEqual"]
         for entry in self._chain(model, entries):
             place = paths[id(entry)]
             if self._kind(entry) in MODELS:

@@ -12,7 +12,6 @@ declare is compared with the file's size before any is read.
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import mmap
 import re
@@ -44,9 +43,10 @@ _MAX_EXPANSION = 4
 """Trained weights hardly compress."""
 _SLACK = 1 << 26
 _MAX_TEXT = 1 << 26
-_MAX_HEAPS = 256
-_MAX_INDEX = 1 << 16
-"""Texts in one heap are counted in 16 bits."""
+_TEXT_TYPE = rb"\x19[\x01\x11\x21][\x00\x01]\x00\x10\x00\x00\x00"
+"""A datatype: texts of variable length, 16 bytes each."""
+_MAX_DATASPACE = 128
+_MAX_MESSAGE = 1 << 16
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -67,8 +67,13 @@ def read_hdf5(path: Path, content: bytes | None = None) -> KerasWeights:
         if _has_list(holder, "layer_names"):
             groups = _listed_groups(path, holder, tensors)
             version = version or _version_by_names(groups)
-            return KerasWeights(tensors, groups, False, version, architecture)
-        return KerasWeights(tensors, _positional_groups(tensors), True, version, architecture)
+            held = {group.layer for group in groups}
+            names = _texts(path, holder, "layer_names")
+            weightless = tuple(name for name in names if name not in held)
+            return KerasWeights(tensors, groups, False, weightless, version, architecture)
+        groups = _positional_groups(tensors)
+        weightless = tuple(_weightless(root, groups))
+        return KerasWeights(tensors, groups, True, weightless, version, architecture)
 
 
 @contextmanager
@@ -99,30 +104,65 @@ def _opened(path: Path, content: bytes | None) -> Iterator[Any]:
 
 
 def _check_texts(path: Path, content: bytes | None) -> None:
-    """Refuse texts that are said to be longer than the file: libhdf5 allocates before it looks.
+    """Refuse damaged texts, before libhdf5 allocates what they say or follows them for ever.
 
     A text of variable length is kept as its length, the address of a heap that starts with GCOL
-    and its place in it, 4, 8 and 4 bytes (HDF5 File Format Specification, sections III.E and
-    VIII.A).
+    and its place in it, in 4, 8 and 4 bytes, soon after its datatype (HDF5 File Format
+    Specification, sections III.E, IV.A.2.d and VIII.A).
     """
+    if content is not None:
+        return _check_lengths(path, content)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        view = mapped if content is None else content
-        heaps = list(itertools.islice(_places(view, b"GCOL"), _MAX_HEAPS + 1))
-        if len(heaps) > _MAX_HEAPS:
-            raise CheckpointError(path, "more heaps of texts than a model has")
-        for heap in heaps:
-            for place in _places(view, heap.to_bytes(8, "little")):
-                length = int.from_bytes(view[max(0, place - 4) : place], "little")
-                index = int.from_bytes(view[place + 8 : place + 12], "little")
-                if 0 < index < _MAX_INDEX and length > len(view):
-                    raise CheckpointError(path, f"a text of {length} bytes, more than the file has")
+        return _check_lengths(path, mapped)
 
 
-def _places(content: bytes | mmap.mmap, pattern: bytes) -> Iterator[int]:
-    place = content.find(pattern)
-    while place >= 0:
-        yield place
-        place = content.find(pattern, place + 1)
+def _check_lengths(path: Path, content: bytes | mmap.mmap) -> None:
+    heaps = {match.start() for match in _limited(path, rb"GCOL\x01", content)}
+    for heap in heaps:
+        if not _is_whole(content, heap):
+            raise CheckpointError(path, "not a whole HDF5 file of Keras (a damaged heap of texts)")
+    for match in _limited(path, _TEXT_TYPE, content):
+        for length in _lengths(content[match.end() : match.end() + _MAX_MESSAGE], heaps):
+            if length > len(content):
+                raise CheckpointError(path, f"a text of {length} bytes, more than the file has")
+
+
+def _limited(path: Path, pattern: bytes, content: bytes | mmap.mmap) -> Iterator[re.Match[bytes]]:
+    for count, match in enumerate(re.finditer(pattern, content, re.DOTALL)):
+        if count == _MAX_OBJECTS:
+            raise CheckpointError(path, "more texts than a model has")
+        yield match
+
+
+def _is_whole(content: bytes | mmap.mmap, heap: int) -> bool:
+    """Whether the objects of a heap fill it; libhdf5 can look for the next of a wrong one for ever.
+
+    After 16 bytes, of which the last 8 are the heap's size, each has a head of 16 with its index
+    and size, and is padded to 8. Free space has index 0, counts its head and comes last.
+    """
+    at, end = heap + 16, heap + _number(content, heap + 8, 8)
+    if end > len(content):
+        return False
+    while at + 16 <= end:
+        index, size = _number(content, at, 2), _number(content, at + 8, 8)
+        if index == 0:
+            return at + size == end
+        at += 16 + (size + 7) // 8 * 8
+    return at <= end
+
+
+def _lengths(message: bytes, heaps: set[int]) -> Iterator[int]:
+    """Of the texts in the rest of an attribute, whose dataspace comes first."""
+    starts = range(4, min(_MAX_DATASPACE, len(message)))
+    start = next((at for at in starts if _number(message, at, 8) in heaps), len(message))
+    for at in range(start, len(message), 16):
+        if _number(message, at, 8) not in heaps:
+            return
+        yield _number(message, at - 4, 4)
+
+
+def _number(message: bytes | mmap.mmap, at: int, size: int) -> int:
+    return int.from_bytes(message[at : at + size], "little")
 
 
 class _Datasets:
@@ -265,6 +305,14 @@ def _positional_groups(tensors: Tensors) -> tuple[WeightGroup, ...]:
         WeightGroup(path.removesuffix("/cell").rpartition("/")[2], path, groups[path])
         for path in sorted(groups, key=_natural)
     )
+
+
+def _weightless(root: Any, groups: tuple[WeightGroup, ...]) -> Iterator[str]:
+    """Layers of which the file has an empty group."""
+    paths = {group.owner for group in groups}
+    for key in _subgroup(root, "layers") or ():
+        if not any(f"{path}/".startswith(f"layers/{key}/") for path in paths):
+            yield key
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

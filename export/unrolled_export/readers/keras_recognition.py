@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from unrolled_export.errors import SettingNeeded
-from unrolled_export.readers.keras_architecture import LayerSpec
+from unrolled_export.errors import CheckpointError, SettingNeeded
+from unrolled_export.readers.keras_architecture import LayerSpec, why_refused
 from unrolled_export.readers.keras_recurrent import Part, gates_of
 from unrolled_export.readers.keras_weights import KerasWeights, WeightGroup
 from unrolled_export.readers.settings import Settings
@@ -42,6 +42,8 @@ class _Recognition:
             self._assumptions["a model class of its own, taken for a chain of its layers"] = None
         for group in self._weights.groups:
             self._refuse_unserved(group)
+        for name in self._weights.weightless:
+            self._refuse_weightless(name)
         kinds = [(self._kind(group), group) for group in self._weights.groups]
         if self._weights.is_positional:
             kinds = self._sorted(kinds)
@@ -66,6 +68,19 @@ class _Recognition:
                 f"{self._tensors.shown(name)} weighs the steps of a text (attention over all "
                 "steps), which is not a state that can be carried"
             )
+
+    def _refuse_weightless(self, name: str) -> None:
+        """Layers without weights leave a name, which is that of their class by default."""
+        words = re.sub(r"_[0-9]+$", "", name).split("_")
+        if reason := why_refused("".join(word.capitalize() for word in words)):
+            raise self._tensors.error(f"layer {name} {reason}")
+        if words[-1] in ("elu", "lu", "relu", "prelu"):
+            raise self._tensors.error(
+                f"layer {name} is an activation whose place the file does not tell: put its "
+                "architecture, the JSON of model.to_json(), beside the file"
+            )
+        if words[0] in ("activation", "softmax"):
+            self._assumptions[f"layer {name} is the softmax of the output"] = None
 
     def _first(self, group: WeightGroup) -> str:
         return self._tensors.shown(next(iter(group.weights.values())))
@@ -97,7 +112,7 @@ class _Recognition:
             return "Embedding" if re.search("emb", group.owner, re.IGNORECASE) else "Dense"
         raise self._unknown(group)
 
-    def _unknown(self, group: WeightGroup) -> Exception:
+    def _unknown(self, group: WeightGroup) -> CheckpointError:
         shapes = ", ".join(self._tensors.shown(name) for name in group.weights.values())
         return self._tensors.error(
             f"layer {group.layer} ({shapes}) is not recognised by its weights: put its "

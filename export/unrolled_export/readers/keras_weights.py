@@ -34,6 +34,8 @@ class KerasWeights:
     is_positional: bool
     """Whether the layout is that of Keras 3 and of .keras files: weights by position and layers
     in no order. Otherwise layers are in the model's order."""
+    weightless: tuple[str, ...]
+    """Names of layers without weights, or of their classes."""
     version: str | None
     """Of the Keras that wrote it."""
     architecture: str | None

@@ -74,7 +74,8 @@ def tokens_by_id(file: Path, name: str, numbered: Iterable[tuple[object, object]
     tokens: dict[int, str] = {}
     for number, token in numbered:
         if not isinstance(number, int) or not isinstance(token, str) or number in tokens:
-            raise CheckpointError(file, f"{name}: {token!r}: {number!r} is not a token and its id")
+            problem = f"entry {len(tokens) + 1} is not a token and an id of its own"
+            raise CheckpointError(file, f"{name}: {problem}")
         tokens[number] = token
     missing = next((index for index in range(1, len(tokens) + 1) if index not in tokens), None)
     if missing is not None:

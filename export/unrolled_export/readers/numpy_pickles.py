@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -65,7 +66,17 @@ def _array(data: Any, kind: object, shape: object, order: Any) -> NDArray[Any]:
     content = data.encode("latin1") if isinstance(data, str) else data
     if math.prod(shape) * kind.dtype().itemsize != len(content):
         raise ValueError("an array whose data does not fill its shape")
-    return np.frombuffer(content, kind.dtype()).reshape(shape, order=order)
+    array = np.frombuffer(content, kind.dtype())
+    _check_text(content, array.dtype)
+    return array.reshape(shape, order=order)
+
+
+def _check_text(content: bytes, kind: np.dtype[Any]) -> None:
+    """Raise ValueError for what is no character: NumPy itself does not look."""
+    if kind.kind == "U":
+        codes = np.frombuffer(content, np.dtype("u4").newbyteorder(kind.byteorder))
+        if (codes > sys.maxunicode).any():
+            raise ValueError("not Unicode")
 
 
 def _dtype(code: str, *_: object) -> NumpyType:

@@ -7,6 +7,7 @@ between. ONNX orders the gates of an LSTM i, o, f, c and of a GRU z, r, h.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +62,26 @@ class OnnxFile:
 
 def _load(path: Path) -> onnx.ModelProto:
     try:
-        return onnx.ModelProto.FromString(path.read_bytes())
+        model = onnx.ModelProto.FromString(path.read_bytes())
     except DecodeError as error:
         raise CheckpointError(path, "damaged, cut off, or not an ONNX file") from error
+    if not all(isinstance(name, str) for name in _names(model)):
+        raise CheckpointError(path, "damaged: a name in it is not UTF-8")
+    return model
+
+
+def _names(model: onnx.ModelProto) -> Iterator[object]:
+    """Every name that the reading looks at: where one is not UTF-8, protobuf gives bytes."""
+    graph = model.graph
+    for node in graph.node:
+        yield from (node.op_type, node.name, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for tensor in graph.initializer:
+        yield tensor.name
+        yield from (text for e in tensor.external_data for text in (e.key, e.value))
+    yield from (value.name for value in (*graph.input, *graph.output))
+    yield from (text for entry in model.metadata_props for text in (entry.key, entry.value))
+    yield from (opset.domain for opset in model.opset_import)
 
 
 def _told_token(model: onnx.ModelProto, key: str, network: Network) -> str | None:
@@ -307,7 +325,8 @@ def _cell_of(graph: Graph, node: onnx.NodeProto) -> tuple[Cell, bool]:
     if node.op_type == "RNN" and activations == ["Relu"]:
         return Cell.RNN_RELU, True
     if activations != _DEFAULTS[node.op_type]:
-        raise graph.error(f"{shown} has activations {', '.join(map(ascii, activations))}")
+        told_names = ascii(", ".join(activations))[1:-1]
+        raise graph.error(f"{shown} has activations {told_names}, which are not read")
     if node.op_type == "GRU":
         return Cell.GRU, bool(told.get("linear_before_reset", 0))
     return (Cell.LSTM if node.op_type == "LSTM" else Cell.RNN_TANH), True
@@ -326,8 +345,12 @@ def _layer(graph: Graph, node: onnx.NodeProto, cell: Cell, below: int) -> Layer:
     bias = np.zeros((1, 2 * rows), np.float32)
     if len(node.input) > 3 and node.input[3]:
         bias = graph.take(node.input[3], (1, 2 * rows))
-    arrays = (weight_ih, weight_hh, bias[0, :rows], bias[0, rows:])
-    return Layer(*(_torch_order(array, cell) for array in arrays))
+    return Layer(
+        _torch_order(weight_ih, cell),
+        _torch_order(weight_hh, cell),
+        _torch_order(bias[0, :rows], cell),
+        _torch_order(bias[0, rows:], cell),
+    )
 
 
 def _torch_order(array: Floats, cell: Cell) -> Floats:
@@ -364,7 +387,8 @@ def _initial_state(graph: Graph, node: onnx.NodeProto, name: str, layer: Layer) 
     rows = state.reshape(-1, layer.hidden_size) if state.size % layer.hidden_size == 0 else None
     if rows is None or len(rows) == 0 or (rows != rows[0]).any():
         raise graph.error(f"{shown}: its first state {list(state.shape)} is not that of one row")
-    return rows[0]
+    first: Floats = rows[0]
+    return first
 
 
 def _state_source(graph: Graph, name: str) -> str:

@@ -110,14 +110,13 @@ class Graph:
     def check_all_used(self, reading: str) -> None:
         """Refuse weights that `reading`, in words, does not use."""
         left = [
-            f"{name} {list(tensor.dims)}"
+            f"{name!r} {list(tensor.dims)}"
             for name, tensor in self._initialisers.items()
             if name not in self._used and _is_weight(tensor)
         ]
         if left:
             more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            shown = ", ".join(ascii(name) for name in left[:3])
-            raise self.error(f"tensors left over: {shown}{more} (read as {reading})")
+            raise self.error(f"tensors left over: {', '.join(left[:3])}{more} (read as {reading})")
 
     def moved(self, name: str) -> str:
         """Where the elements of a value come from: not from a node of `MOVING`."""
@@ -220,8 +219,8 @@ class Graph:
         names = [name for name in node.input if name]
         feeds = {name: value.array for name, value in zip(names, inputs, strict=True)}
         try:
-            run = ReferenceEvaluator(node, opsets={"": self._opset})
-            result = np.asarray(run.run(None, feeds)[0])
+            results: Any = ReferenceEvaluator(node, opsets={"": self._opset}).run(None, feeds)
+            result = np.asarray(results[0])
         # NumPy and the evaluator report what does not fit in many ways.
         except Exception as error:
             raise self.error(f"{self.shown(node)} does not fit its inputs") from error

@@ -23,7 +23,7 @@ _STANDARD = sys.stdlib_module_names | {
 }
 
 _HARMLESS = re.compile(
-    r"builtins\.(int|float|str|bool|complex|bytes|object|type|NoneType|slice|range|Ellipsis)|"
+    r"builtins\.(int|long|float|unicode|str|bool|complex|bytes|object|type|NoneType|slice|range|Ellipsis)|"
     r"datetime\.(datetime|date|time|timedelta|timezone)|decimal\.Decimal|uuid\.UUID|"
     r"pathlib\.(Pure)?(Posix|Windows)?Path|fractions\.Fraction|collections\.deque|"
     r"(argparse\.|types\.Simple)Namespace|types\.NoneType|"
@@ -35,7 +35,7 @@ _HARMLESS = re.compile(
 """Made inert without asking: values of the standard library, types, TorchScript's own classes."""
 _INERT_CALLS = re.compile(
     r"functools\.partial|logging\.(getLogger|Logger|RootLogger)|re\._compile|"
-    r"operator\.(itemgetter|attrgetter|methodcaller)|random\.Random|"
+    r"operator\.(itemgetter|attrgetter|methodcaller|getitem)|itertools\.count|random\.Random|"
     r"numpy\.random\._pickle\.__\w+_ctor|torch\.Generator"
 )
 """Functions and classes met in real models beside their own: made inert where pickles may be."""
@@ -113,7 +113,7 @@ class Names:
 
     def persistent(self, key: object) -> object:
         """Raises CheckpointError: a plain pickle has nothing outside it."""
-        raise self._error("refers to data outside the file")
+        raise CheckpointError(self._file, "refers to data outside the file")
 
     def _call(self, name: str, arguments: tuple[object, ...]) -> object:
         if name == _GETATTR:

@@ -1,31 +1,26 @@
 """Which of the readings that the widths allow a state dict means.
 
-Names differ from project to project, so shapes decide: an embedding is [V, I] for the first
-layer's input width I, a head [V, H] for the last layer's hidden size H. Where shapes leave a
-choice, its bias and then its name tell a head; the order in which a pickled model registers its
-parts, and then their names, tell their places. Where these leave a choice too, the user decides.
+The embedding and the head come first (`ends`), then the order of what is between (`chains`).
+Where widths leave a choice of order, that in which a pickled model registers its parts and then
+their names tell it; where these leave a choice too, the user does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count, groupby
 
 from unrolled_export.errors import SettingError
 from unrolled_export.readers.chains import Chain, TooManyOrders, find_chains
+from unrolled_export.readers.ends import BEFORE_NAME, Ends, check_same_ends, possible_ends
 from unrolled_export.readers.module_info import Modules
 from unrolled_export.readers.parts import Matrix, Norm, Part, find_matrices, find_norms
 from unrolled_export.readers.recurrent import Recurrent
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.tensors import Tensors
 
-_EMBEDDING_NAME = re.compile(r"emb|encod|lookup|wte", re.IGNORECASE)
-_HEAD_NAME = re.compile(
-    r"head|decod|linear|dense|out|logit|proj|classif|(^|[._])(fc|lo)\d*([._]|$)|wforward",
-    re.IGNORECASE,
-)
-_BEFORE_NAME = re.compile(r"emb|input|(^|[._])(in|pre|first)([._]|$)", re.IGNORECASE)
 _AFTER_NAME = re.compile(
     r"out|head|decod|post|final|last|(^|[._])(fc\d*|proj|additional_fc|(ln|norm)_f)([._]|$)",
     re.IGNORECASE,
@@ -46,47 +41,53 @@ def find_roles(
     """
     form = settings.choice("input", ("embedding", "one-hot"))
     head = settings.text("head")
-    chains = [
-        chain
-        for chain in _chains(tensors, recurrent, modules)
-        if form in (None, "embedding" if chain.embedding else "one-hot")
-        and (head is None or head in chain.head.names)
-    ]
-    if not chains:
-        raise tensors.error(_nothing_fits(tensors, recurrent))
-    likeliest = _best_ends(chains)
-    _check_ends(tensors, likeliest)
-    return _placed(tensors, likeliest, settings, modules)
-
-
-def _chains(
-    tensors: Tensors, recurrent: Sequence[Recurrent], modules: Modules
-) -> tuple[Chain, ...]:
-    """Over all parts; else over fewer, which leaves tensors over that the caller refuses."""
     matrices, norms = find_matrices(tensors), find_norms(tensors, modules)
+    ends = [
+        choice
+        for choice in possible_ends(matrices)
+        if form in (None, "embedding" if choice.embedding else "one-hot")
+        and (head is None or head in choice.head.names)
+    ]
     try:
-        return (
-            find_chains(matrices, (*recurrent, *norms), _lone_biases(tensors, matrices, norms))
-            or _chains_of_ends(matrices, (*recurrent, *norms))
-            or _chains_of_ends(matrices, recurrent)
+        steps = count()
+        chains = (
+            _likeliest(ends, matrices, (*recurrent, *norms), steps)
+            # These leave tensors over, which the caller refuses.
+            or _likeliest(ends, (), (*recurrent, *norms), steps)
+            or _likeliest(ends, (), recurrent, steps)
         )
     except TooManyOrders as error:
         raise tensors.error(
             f"{len(matrices)} matrices, {len(norms)} norms and {len(recurrent)} recurrent modules "
             "may follow one another in too many orders"
         ) from error
+    if not chains:
+        raise tensors.error(_nothing_fits(tensors, recurrent))
+    check_same_ends(tensors, [chain.ends for chain in chains])
+    chain, assumptions = _placed(tensors, chains, settings, modules)
+    return _with_lone_bias(chain, _lone_biases(tensors, matrices, norms)), assumptions
 
 
-def _chains_of_ends(matrices: Sequence[Matrix], parts: Sequence[Part]) -> tuple[Chain, ...]:
-    """Chains of an embedding and a head alone, whatever the other matrices are."""
-    ends = (*combinations(matrices, 1), *combinations(matrices, 2))
-    found = (
-        chain
-        for pair in ends
-        for chain in find_chains(pair, parts, ())
-        if not any(isinstance(part, Matrix) for part in chain.parts)
-    )
-    return tuple(found)
+def _likeliest(
+    ends: Sequence[Ends],
+    matrices: Sequence[Matrix],
+    parts: Sequence[Part],
+    steps: Iterator[int],
+) -> list[Chain]:
+    """The chains over all matrices and parts from the likeliest ends that allow any."""
+    ranked = sorted(ends, key=lambda choice: choice.evidence, reverse=True)
+    for by_number in (True, False):
+        for _, group in groupby(ranked, key=lambda choice: choice.evidence):
+            chains = [
+                chain
+                for choice in group
+                for chain in find_chains(
+                    choice, (*choice.without(matrices), *parts), by_number, steps
+                )
+            ]
+            if chains:
+                return chains
+    return []
 
 
 def _lone_biases(
@@ -101,47 +102,12 @@ def _lone_biases(
     )
 
 
-def _best_ends(chains: Sequence[Chain]) -> list[Chain]:
-    """Those whose embedding and head are likeliest: tensors used as such, then names."""
-    best = max(_evidence(chain) for chain in chains)
-    return [chain for chain in chains if _evidence(chain) == best]
-
-
-def _evidence(chain: Chain) -> tuple[int, int]:
-    if chain.embedding is None:
-        return 1, -_looks_like_embedding(chain.head)
-    if chain.is_tied:
-        # A file that holds tied weights once may keep either name.
-        return min(2, len(chain.head.names)), abs(_looks_like_embedding(chain.head))
-    return 2, _looks_like_embedding(chain.embedding) - _looks_like_embedding(chain.head)
-
-
-def _looks_like_embedding(matrix: Matrix) -> int:
-    """1 for the name of an embedding, -1 for that of a head, 0 for neither."""
-    name = matrix.names[0]
-    if "emb" in name.lower():
-        return 1
-    if _HEAD_NAME.search(matrix.name):
-        return -1
-    return 1 if _EMBEDDING_NAME.search(name) else 0
-
-
-def _check_ends(tensors: Tensors, chains: Sequence[Chain]) -> None:
-    """Raise SettingNeeded where the embedding and the head are not the same in all chains."""
-    first, *others = chains
-    for other in others:
-        name = first.head.names[0]
-        if (first.embedding is None) != (other.embedding is None):
-            raise tensors.unsettled(
-                f"{tensors.shown(name)} may be the head of a model with one-hot input or tied to "
-                "its embedding",
-                "input",
-                ("one-hot", "embedding"),
-            )
-        if first.head is not other.head:
-            choices = (name, other.head.names[0])
-            shown = " and ".join(tensors.shown(choice) for choice in choices)
-            raise tensors.unsettled(f"{shown} may each be the head", "head", choices)
+def _with_lone_bias(chain: Chain, lone: Sequence[tuple[str, int]]) -> Chain:
+    """The chain, with the bias of a tied head whose weight the file does not repeat."""
+    if not chain.ends.is_tied or chain.head_bias is not None:
+        return chain
+    fitting = [name for name, size in lone if size == chain.ends.head.outputs]
+    return replace(chain, head_bias=fitting[0]) if len(fitting) == 1 else chain
 
 
 def _placed(
@@ -206,7 +172,7 @@ def _place_evidence(chain: Chain) -> int:
 
 def _looks_like_before(part: Part) -> int:
     """1 for a name of what comes before the recurrent layers, -1 for one of what comes after."""
-    if _BEFORE_NAME.search(part.name):
+    if BEFORE_NAME.search(part.name):
         return 1
     return -1 if _AFTER_NAME.search(part.name) else 0
 

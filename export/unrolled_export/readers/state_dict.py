@@ -95,7 +95,9 @@ def _text(
     tensors: Tensors, chain: Chain, cell: Cell, activations: Activations, initial: InitialStates
 ) -> str:
     """Which tensors were taken for what, in words and in the order of the computation."""
-    embedding = f"embedding {chain.embedding.weight}" if chain.embedding else "one-hot input"
+    embedding = (
+        f"embedding {chain.ends.embedding.weight}" if chain.ends.embedding else "one-hot input"
+    )
     parts = [_described(part, cell, activations) for part in chain.parts]
     return ", ".join(
         (embedding, *parts, *_initial_text(initial), _head_text(chain), *tensors.aside)
@@ -120,10 +122,10 @@ def _initial_text(initial: InitialStates) -> Iterator[str]:
 
 def _head_text(chain: Chain) -> str:
     # The name beside the bias, of those that tied weights have.
-    own = [name for name in chain.head.names if chain.head_bias == beside(name, "bias")]
-    name = (own or chain.head.names[-1:])[0]
+    own = [name for name in chain.ends.head.names if chain.head_bias == beside(name, "bias")]
+    name = (own or chain.ends.head.names[-1:])[0]
     bias = f" and {chain.head_bias}" if chain.head_bias else ", no bias"
-    return f"head {name}{bias}{', tied to the embedding' if chain.is_tied else ''}"
+    return f"head {name}{bias}{', tied to the embedding' if chain.ends.is_tied else ''}"
 
 
 def _assumptions(chain: Chain, modules: Modules) -> Iterator[str]:

@@ -49,7 +49,7 @@ _MOST_DIMENSIONS = 32
 _ASCII_START = re.compile(rb"[0-8]\n")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Table:
     """A Lua table, or an object with a table's fields. Compared by identity, as in Lua."""
 
@@ -70,19 +70,19 @@ class Table:
             index += 1
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Function:
     """A Lua function, of which nothing is kept."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Storage:
     """The elements that tensors share."""
 
     elements: NDArray[Any]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Tensor:
     """A strided view of a storage, not checked before `array`."""
 

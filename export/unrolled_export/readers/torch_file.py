@@ -33,8 +33,7 @@ _DAMAGED = "damaged, cut off, or not a file of torch.save"
 
 def is_torch_file(path: Path) -> bool:
     """Whether a file looks like one of torch.save or a pickle, by its first bytes or its name."""
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
+    head = _head(path)
     if head.startswith(_ZIP):
         return _data_pickles(path) != [] if zipfile.is_zipfile(path) else b"data.pkl" in head
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -48,17 +47,23 @@ def read_tree(path: Path, allow_pickle: bool) -> object:
     Raises CheckpointError where the file is damaged or hostile, PickleNeeded where it holds
     objects of classes and that is not allowed.
     """
-    content = path.read_bytes()
-    if content.startswith(_ZIP):
+    head = _head(path)
+    if head.startswith(_ZIP):
         return _read_archive(path, allow_pickle)
-    if _is_tar(content[:_HEAD]):
+    if _is_tar(head):
         raise CheckpointError(
             path, "a tar archive of torch 0.1, which is not read: save it again with a later one"
         )
+    content = path.read_bytes()
     names = _Names(path, len(content), lambda inner: _read_inner(path, inner))
     tree = _read_stream(path, content, names)
     names.check_permitted(allow_pickle)
     return tree
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
 
 
 def _is_tar(head: bytes) -> bool:
@@ -95,14 +100,25 @@ def _read_archive(path: Path, allow_pickle: bool) -> object:
 
 
 def _check_records(path: Path, archive: zipfile.ZipFile) -> None:
-    """Raise CheckpointError for records that are compressed, overlap or fail their checksum."""
-    records = archive.infolist()
+    """Raise CheckpointError for records that are compressed, overlap or fail their checksum.
+
+    But for TorchScript's code, which is compressed and not read.
+    """
+    records = [record for record in archive.infolist() if "/code/" not in record.filename]
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise CheckpointError(path, "holds compressed records, which torch.save does not write")
     if sum(record.file_size for record in records) > path.stat().st_size:
         raise CheckpointError(path, f"{_DAMAGED} (records larger than the file)")
-    if wrong := archive.testzip():
-        raise CheckpointError(path, f"damaged: {wrong!r} does not match its checksum")
+    for record in records:
+        _check_record(path, archive, record)
+
+
+def _check_record(path: Path, archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
+    try:
+        archive.read(record)
+    except zipfile.BadZipFile as error:
+        problem = f"damaged: {record.filename!r} does not match its checksum or header"
+        raise CheckpointError(path, problem) from error
 
 
 class _Names(Names):

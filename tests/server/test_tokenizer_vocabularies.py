@@ -1,0 +1,195 @@
+"""Vocabularies of tokenizers, against the libraries' own encoding and decoding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.tokenizers_ import (
+    LINES,
+    SENTENCEPIECE,
+    TOKENIZERS,
+    processor,
+    sentencepiece_model,
+    tokenizer,
+)
+from support.turns import text_in_turns
+from tokenizers import Tokenizer, models
+from unrolled_server.sentencepiece_model import SentencePieceVocabulary
+from unrolled_server.text import newest_shown
+from unrolled_server.tokenizer_json import TokenizerVocabulary
+from unrolled_server.vocabulary import UnknownSymbol, Vocabulary
+
+patient = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+texts = st.text(st.sampled_from("thecatdogö中—,.'! \n"), max_size=30) | st.sampled_from(LINES)
+choices = st.lists(st.integers(0, 2**16), max_size=8)
+cuts = st.lists(st.integers(0, 40), max_size=4)
+LOSSLESS = ("byte-level", "metaspace-never", "byte-fallback", "sp-spaces", "sp-no-prefix-spaces")
+"""Tokenizers that keep every space."""
+NAMES = (*TOKENIZERS, *(f"sp-{name}" for name in SENTENCEPIECE))
+
+
+class Case:
+    """A vocabulary, and what its library makes of ids and texts."""
+
+    def __init__(self, name: str) -> None:
+        self.vocabulary: Vocabulary
+        self.decode: Callable[[list[int]], str]
+        self.encode: Callable[[str], list[int]]
+        if name.startswith("sp-"):
+            model = sentencepiece_model(name.removeprefix("sp-"))
+            pieces = processor(model)
+            self.vocabulary = SentencePieceVocabulary(model, None, ())
+            self.decode = lambda ids: str(pieces.decode(ids))
+            self.encode = lambda text: list(pieces.encode(text))
+            self.unstable = set(filter(pieces.is_byte, range(self.vocabulary.size)))
+        else:
+            whole = tokenizer(name)
+            self.vocabulary = TokenizerVocabulary(whole.to_str(), None, ())
+            self.decode = lambda ids: whole.decode(ids)
+            self.encode = lambda text: whole.encode(text, add_special_tokens=False).ids
+            spelled = map(whole.id_to_token, range(self.vocabulary.size))
+            fallback = {i for i, token in enumerate(spelled) if str(token).startswith("<0x")}
+            partial = set(range(2, self.vocabulary.size)) if "byte-level" in name else set()
+            self.unstable = fallback | partial
+
+    def ids(self, numbers: Sequence[int]) -> list[int]:
+        """Any ids, but for those that may be parts of a character."""
+        stable = sorted(set(range(self.vocabulary.size)) - self.unstable)
+        return [stable[number % len(stable)] for number in numbers]
+
+
+CASES = {name: Case(name) for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(numbers=choices, edges=cuts)
+@patient
+def test_pieces_are_the_library_s_decoding_of_any_tokens(
+    name: str, numbers: list[int], edges: list[int]
+) -> None:
+    case = CASES[name]
+    ids = case.ids(numbers)
+    assert text_in_turns(case.vocabulary, ids, edges) == case.decode(ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=texts, edges=cuts)
+@patient
+def test_a_text_is_encoded_and_decoded_as_the_library_does(
+    name: str, text: str, edges: list[int]
+) -> None:
+    """Also the characters that several tokens make up together, however turns part them."""
+    case = CASES[name]
+    ids = case.vocabulary.encode(text).tolist()
+    assert ids == case.encode(text)
+    assert text_in_turns(case.vocabulary, ids, edges) == case.decode(ids)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@given(text=st.text(st.sampled_from("the catson"), max_size=30), cut=st.integers(0, 30))
+@patient
+def test_a_text_told_in_two_turns_is_the_text(name: str, text: str, cut: int) -> None:
+    """The second one has no space in front of it but its own."""
+    vocabulary = CASES[name].vocabulary
+    first = vocabulary.encode(text[:cut])
+    previous = newest_shown(vocabulary, None, first)
+    ids = [*first.tolist(), *vocabulary.encode(text[cut:], previous).tolist()]
+    assert text_in_turns(vocabulary, ids, ()) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["metaspace", "metaspace-first", "unigram", "sp-bpe", "sp-unigram"]
+)
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        ("the cat", " sat", "the cat sat"),
+        ("the c", "at sat", "the cat sat"),
+        ("the", " cat sat", "the cat sat"),
+    ],
+)
+def test_a_space_stands_where_it_was_told(name: str, first: str, second: str, text: str) -> None:
+    vocabulary = CASES[name].vocabulary
+    told = vocabulary.encode(first)
+    more = vocabulary.encode(second, newest_shown(vocabulary, None, told))
+    assert text_in_turns(vocabulary, [*told.tolist(), *more.tolist()], ()) == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts(name: str) -> None:
+    vocabulary = CASES[name].vocabulary
+    lengths = [len(vocabulary.token(index)) for index in range(vocabulary.size)]
+    assert vocabulary.longest_token == max(lengths)
+    assert min(lengths) > 0
+    assert not vocabulary.whole_characters
+
+
+def specification(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(tokenizer(name).to_str())
+    return content
+
+
+def test_what_training_cut_or_filled_up_is_not() -> None:
+    content = specification("metaspace")
+    content["truncation"] = {
+        "max_length": 3,
+        "strategy": "LongestFirst",
+        "stride": 0,
+        "direction": "Right",
+    }
+    content["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<s>",
+    }
+    vocabulary = TokenizerVocabulary(json.dumps(content), None, ())
+    expected = tokenizer("metaspace").encode(LINES[0], add_special_tokens=False).ids
+    assert vocabulary.encode(LINES[0]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "offset", "symbol"), [("aab ab€a", 6, "€"), ("€", 0, "€"), ("ab \ud800", 3, "\ud800")]
+)
+def test_text_that_a_tokenizer_would_drop(text: str, offset: int, symbol: str) -> None:
+    model = models.BPE(vocab={"a": 0, "b": 1, " ": 2, "ab": 3}, merges=[("a", "b")])
+    vocabulary = TokenizerVocabulary(Tokenizer(model).to_str(), None, ())
+    with pytest.raises(UnknownSymbol) as caught:
+        vocabulary.encode(text)
+    assert (caught.value.offset, caught.value.text) == (offset, symbol)
+    assert vocabulary.encode("aab ").tolist() == [0, 3, 2]
+
+
+def test_a_word_that_a_tokenizer_refuses() -> None:
+    content = specification("word-level")
+    content["model"]["unk_token"] = "none"
+    vocabulary = TokenizerVocabulary(json.dumps(content), None, ())
+    with pytest.raises(UnknownSymbol) as caught:
+        vocabulary.encode("the cat  yawns on")
+    assert (caught.value.offset, caught.value.text) == (9, "yawns")
+
+
+@pytest.mark.parametrize("name", ["sp-bpe", "metaspace"])
+def test_half_of_a_surrogate_pair(name: str) -> None:
+    with pytest.raises(UnknownSymbol) as caught:
+        CASES[name].vocabulary.encode("the \udc00cat")
+    assert (caught.value.offset, caught.value.text) == (4, "\udc00")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "3", '{"version": "1.0", "model": {}}'])
+def test_what_is_no_tokenizer(content: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        TokenizerVocabulary(content, None, ())
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"junk"])
+def test_what_is_no_sentencepiece_model(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"empty|not a SentencePiece model"):
+        SentencePieceVocabulary(content, None, ())
