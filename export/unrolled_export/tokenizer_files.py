@@ -88,7 +88,7 @@ def _unknown_token(content: bytes, spellings: Sequence[str]) -> int | None:
     model = json.loads(content)["model"]
     if model.get("type") == "Unigram":
         unknown = model.get("unk_id")
-        return unknown if isinstance(unknown, int) else None
+        return unknown if unknown in range(len(spellings)) else None
     spelling = model.get("unk_token")
     return spellings.index(spelling) if spelling in spellings else None
 

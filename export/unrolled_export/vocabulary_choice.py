@@ -37,16 +37,10 @@ def choose_vocabulary(
     file = file or checkpoint.vocabulary_file
     origin = file or checkpoint.files[-1]
     wanted = None if kind is None else Kind(kind)
-    tokens: TokenizerFile | Sequence[str] | None = checkpoint.vocabulary
     if file is not None:
         tokens = read_vocabulary(file, size, allow_pickle=allow_pickle)
-    elif tokens is None and wanted is Kind.BYTE and size == len(ALL_BYTES):
-        tokens = ALL_BYTES
-    if tokens is None:
-        bytes_too = ", or --set vocabulary=byte" if size == len(ALL_BYTES) else ""
-        raise VocabularyError(
-            f"{origin}: holds no vocabulary: add --vocab FILE, of {size} tokens{bytes_too}"
-        )
+    else:
+        tokens = _own_tokens(checkpoint, wanted)
     start = checkpoint.start_token if start is None else start
     end = end or checkpoint.end_tokens
     if isinstance(tokens, TokenizerFile):
@@ -59,3 +53,17 @@ def choose_vocabulary(
             f"have {size}"
         )
     return vocabulary
+
+
+def _own_tokens(checkpoint: Checkpoint, kind: Kind | None) -> tuple[str, ...]:
+    """The tokens that the checkpoint carries, or else all bytes, where these are meant."""
+    if checkpoint.vocabulary is not None:
+        return checkpoint.vocabulary
+    size = checkpoint.network.vocabulary_size
+    may_be_bytes = size == len(ALL_BYTES)
+    if may_be_bytes and kind is Kind.BYTE:
+        return ALL_BYTES
+    remedy = f"add --vocab FILE, of {size} tokens"
+    if may_be_bytes:
+        remedy += ", or --set vocabulary=byte"
+    raise VocabularyError(f"{checkpoint.files[-1]}: holds no vocabulary: {remedy}")

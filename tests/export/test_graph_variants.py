@@ -23,7 +23,7 @@ from support.networks import (
     some_tokens,
     starts,
 )
-from unrolled_export import step_graph
+from unrolled_export import parity, step_graph
 from unrolled_export.building import Build, build, check
 from unrolled_export.manifest import weights_sha256
 from unrolled_export.network import Activation, Cell, Gate, Network, Stage
@@ -108,11 +108,16 @@ def assert_graphs_agree(built: Build, tokens: Tokens) -> None:
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", VARIANTS)
-def test_both_graphs_compute_what_the_variant_says(name: str) -> None:
+def test_both_graphs_compute_what_the_variant_says(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = build(VARIANTS[name](), Precision.FP32)
     assert_graphs_agree(built, some_tokens(3, 31))
-    parity = check(built, no_progress)
-    assert parity.max_abs_logprob_error <= parity.tolerance == 1e-4
+    if "everything" not in name:
+        monkeypatch.setattr(parity, "LENGTHS", (128, 64, 64))
+    found = check(built, no_progress)
+    assert found.max_abs_logprob_error <= found.tolerance == 1e-4
+    assert "state taken" not in found.reference
 
 
 @pytest.mark.parametrize("cell", [Cell.LSTM, Cell.GRU])

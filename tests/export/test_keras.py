@@ -19,9 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from unrolled_export.errors import CheckpointError, ExportError, SettingNeeded
 from unrolled_export.network import Cell, Gate, Network
-from unrolled_export.readers.keras import KerasFile
-from unrolled_export.readers.reader import Checkpoint
-from unrolled_export.readers.settings import Settings
+from unrolled_export.readers import Checkpoint, Settings, read_checkpoint
 from unrolled_export.reference_numpy import NumpyReference
 
 Array = NDArray[Any]
@@ -35,11 +33,7 @@ PUBLISHED = Path(__file__).parents[3] / "shared/models"
 
 
 def read(path: Path, *settings: str) -> Checkpoint:
-    assert KerasFile().accepts(path)
-    given = Settings(settings)
-    checkpoint = KerasFile().read(path, given)
-    given.check_all_used()
-    return checkpoint
+    return read_checkpoint(path, Settings(settings))
 
 
 def logprobs(network: Network, tokens: Sequence[int]) -> Array:
@@ -475,7 +469,7 @@ def what_is_wrong(path: Path) -> str | None:
 def test_several_files_in_a_folder(tmp_path: Path) -> None:
     write_legacy(tmp_path / "a.h5", a_model())
     write_legacy(tmp_path / "b.h5", a_model())
-    with pytest.raises(CheckpointError, match=r"several Keras files, a\.h5 and b\.h5"):
+    with pytest.raises(CheckpointError, match=r"more than one checkpoint \(a\.h5, b\.h5\)"):
         read(tmp_path)
 
 

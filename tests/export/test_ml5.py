@@ -41,9 +41,7 @@ def write(folder: Path, arrays: dict[str, Array], **others: object) -> Path:
 
 
 def read(folder: Path) -> Checkpoint:
-    reader = Ml5Folder()
-    assert reader.accepts(folder)
-    return reader.read(folder, Settings())
+    return Ml5Folder().read(folder, Settings())
 
 
 def logprobs(network: Network, ids: list[int]) -> Array:
@@ -205,7 +203,15 @@ def test_entries_that_are_wrong(entry: object, problem: str, tmp_path: Path) -> 
     assert problem in refusal(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", '{"a": ', "[" * 100_000])
+def test_which_folders_are_read(tmp_path: Path) -> None:
+    assert Ml5Folder().accepts(write(tmp_path / "m", rnn()))
+    assert not Ml5Folder().accepts(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"name": "of something else"}')
+    assert not Ml5Folder().accepts(tmp_path)
+    assert not Ml5Folder().accepts(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"a": ', "[" * 100_000, f'{{"{"a" * 999}": []}}'])
 def test_manifests_that_are_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     refusal(tmp_path)

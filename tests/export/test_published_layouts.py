@@ -6,6 +6,8 @@ network that is read from its tensors has to give the same log-probabilities.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.recognition import StateDict, ids, logprobs, modules_of, randomise, read, trained
@@ -68,7 +70,9 @@ def test_word_language_model(rnn_type: str, tied: bool) -> None:
     assert reading.network.cell == Cell(rnn_type.lower())
     assert reading.network.parameters == trained(model)
     assert reading.text.endswith("tied to the embedding") == tied
-    assert reading.assumptions == ("RNNModel does no more than its modules one after another",)
+    assert reading.assumptions == (
+        "RNNModel applies its modules one after another, and nothing else",
+    )
     check(model, reading.network)
 
 
@@ -252,13 +256,13 @@ class EspnetModel(Model):
         randomise(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        states: list[object] = [None] * len(self.rnn)
+        states: dict[nn.Module, Any] = {}
         logits = []
         for token in tokens:
             values = self.embed(token)
-            for index, cell in enumerate(self.rnn):
-                states[index] = cell(values, states[index])
-                values = states[index][0] if isinstance(cell, nn.LSTMCell) else states[index]
+            for cell in self.rnn:
+                states[cell] = cell(values, states.get(cell))
+                values = states[cell][0] if isinstance(cell, nn.LSTMCell) else states[cell]
             logits.append(self.lo(values))
         return torch.stack(logits)
 
@@ -279,8 +283,9 @@ def test_espnet(kind: str, layers: int, width: int) -> None:
 
 
 class LstmDecoder(Model):
-    def __init__(self, out: int, share: bool) -> None:
+    def __init__(self, out: int, share: bool, residuals: bool = False) -> None:
         super().__init__()
+        self.residuals = residuals
         self.embed_tokens = nn.Embedding(V, E)
         self.layers = nn.ModuleList([nn.LSTMCell(E, H), nn.LSTMCell(H, H)])
         self.additional_fc = nn.Linear(H, out) if out != H else None
@@ -288,13 +293,13 @@ class LstmDecoder(Model):
         randomise(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        states: list[tuple[Tensor, Tensor] | None] = [None, None]
+        states: dict[nn.Module, tuple[Tensor, Tensor]] = {}
         logits = []
         for token in tokens:
             values = self.embed_tokens(token)
-            for index, cell in enumerate(self.layers):
-                states[index] = cell(values, states[index])
-                values = states[index][0]
+            for cell in self.layers:
+                states[cell] = cell(values, states.get(cell))
+                values = states[cell][0]
             if self.additional_fc is not None:
                 values = self.additional_fc(values)
             if self.fc_out is None:
@@ -315,8 +320,7 @@ def test_fairseq_lstm_lm(out: int, share: bool) -> None:
 
 
 def test_fairseq_residuals() -> None:
-    model = LstmDecoder(H, False)
-    model.residuals = True
+    model = LstmDecoder(H, False, residuals=True)
     with pytest.raises(CheckpointError, match="the LstmDecoder has residuals=True"):
         read(model.state_dict(), modules=modules_of(model))
 

@@ -7,10 +7,11 @@ has to compute what the model does: a reading that is wrong and asks nothing fai
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import hypothesis.strategies as st
 import torch
-from hypothesis import Phase, event, given, settings
+from hypothesis import event, given, settings
 from support.recognition import StateDict, ids, logprobs, modules_of, randomise, read, trained
 from torch import Tensor, nn
 from torch.nn import functional
@@ -141,16 +142,16 @@ class RandomModel(nn.Module):
 
     def recurrent(self, inputs: int, hidden: int) -> nn.Module:
         shape = self.shape
-        options: dict[str, object] = {"bias": shape.bias}
+        options: dict[str, Any] = {"bias": shape.bias}
         if shape.cell == "rnn":
             options["nonlinearity"] = shape.nonlinearity
         if shape.kind == "cell":
-            cell = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}[shape.cell]
-            return cell(inputs, hidden, **options)
+            cells = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
+            return cells[shape.cell](inputs, hidden, **options)
         if shape.kind == "projected":
             options["proj_size"] = hidden - 1
-        module = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[shape.cell]
-        return module(inputs, hidden, shape.layers, **options)
+        modules = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+        return modules[shape.cell](inputs, hidden, shape.layers, **options)
 
     def tail(self, width: int, head: str) -> None:
         """What follows the recurrent modules."""
@@ -218,12 +219,11 @@ def prefixed_modules(model: RandomModel) -> dict[str, Module]:
 def answer(model: RandomModel, key: str) -> str:
     """The truth about the model."""
     shape = model.shape
-    is_before = shape.norm_in is not None
     order = ",".join(f"{shape.prefix}{name}" for name in model.order)
     return {
         "input": "embedding" if shape.embedding else "one-hot",
         "head": f"{shape.prefix}{model.head_name}.weight",
-        "norm": "before" if is_before else "after",
+        "norm": "before" if shape.norm_in else "after",
         "order": order,
         "nonlinearity": shape.nonlinearity,
         "norm_epsilon": str(EPSILON),
@@ -248,7 +248,7 @@ def read_with_answers(
     raise AssertionError(f"asked for {asked}")
 
 
-@settings(max_examples=100, phases=[Phase.generate], deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(shape=shapes(), with_modules=st.booleans(), by_name=st.booleans())
 def test_what_is_read_computes_what_the_model_does(
     shape: Shape, with_modules: bool, by_name: bool

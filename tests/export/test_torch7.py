@@ -458,14 +458,14 @@ def char_gru_step(linears: list[Instance]) -> Step:
     return step
 
 
-def char_rnn() -> tuple[dict[str, Any], list[Step], Instance]:
-    graph = Graph(3)
+def char_rnn(layers: int) -> tuple[dict[str, Any], list[Step], Instance]:
+    graph = Graph(1 + layers)
     x, outputs, size = graph.inputs[0], [], TOKENS
     for h in graph.inputs[1:]:
         total = graph.add(graph.linear(UNITS, size, x), graph.linear(UNITS, UNITS, h))
         outputs.append(graph.tanh(total))
         x, size = outputs[-1], UNITS
-    steps = [char_rnn_step(*graph.linears[at : at + 2]) for at in (0, 2)]
+    steps = [char_rnn_step(*graph.linears[at : at + 2]) for at in range(0, 2 * layers, 2)]
     return graph.checkpoint(outputs), steps, graph.linears[-1]
 
 
@@ -477,7 +477,8 @@ CHAR_MODELS: list[Any] = [
     pytest.param(lambda: char_lstm(narrow=False), Cell.LSTM, id="lstm"),
     pytest.param(lambda: char_lstm(narrow=True), Cell.LSTM, id="lstm-narrow"),
     pytest.param(char_gru, Cell.GRU, id="gru"),
-    pytest.param(char_rnn, Cell.RNN_TANH, id="rnn"),
+    pytest.param(lambda: char_rnn(1), Cell.RNN_TANH, id="rnn"),
+    pytest.param(lambda: char_rnn(3), Cell.RNN_TANH, id="rnn-3-layers"),
 ]
 Made = Callable[[], tuple[dict[str, Any], list[Step], Instance]]
 

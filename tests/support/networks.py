@@ -69,7 +69,9 @@ def network(
     layers, width = [], embedding or V
     for index, (size, projection) in enumerate(zip(sizes, projections, strict=False)):
         rows, output = cell.gates * size, projection or size
-        arrays = (weights(rows, width), weights(rows, output), weights(rows), weights(rows))
+        # A ReLU network must not grow without end, and hard sigmoids have to reach their ends.
+        products = (weights(rows, width), weights(rows, output, scale=0.3))
+        arrays = (*products, weights(rows, scale=1.0), weights(rows, scale=1.0))
         projected = None if projection is None else weights(projection, size)
         norm = weights.norm(width) if norms and index else None
         layers.append(Layer(*arrays, projected, norm))

@@ -25,7 +25,7 @@ _FILES: tuple[Reader, ...] = (
     OnnxFile(),
     PytorchFile(),
 )
-READERS: tuple[Reader, ...] = (TrainedFolder(), Ml5Folder(), *_FILES, CheckpointFolder(_FILES))
+READERS: tuple[Reader, ...] = (TrainedFolder(), Ml5Folder(), CheckpointFolder(_FILES), *_FILES)
 """Asked in this order; the first that accepts a path reads it."""
 
 

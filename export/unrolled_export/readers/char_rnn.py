@@ -83,9 +83,9 @@ def _matched_roles(tensors: Tensors, graph: Graph) -> _Roles:
     head = graph.linear_under(scores)
     for cell in (Cell.LSTM, Cell.GRU, Cell.RNN_TANH):
         layers = tuple(_matched_layers(tensors, graph, cell, states))
-        top = layers and states[-1]
         count = len(states) // 2 if cell is Cell.LSTM else len(states)
-        if head and layers and len(layers) == count and graph.linears[head] == top:
+        is_whole = len(layers) == count > 0
+        if head is not None and is_whole and graph.linears[head] == states[-1]:
             return _Roles(cell, layers, head, graph.embedding)
     raise tensors.error("protos.rnn does not compute what an LSTM, GRU or RNN of char-rnn does")
 
@@ -119,14 +119,7 @@ def _matched_layer(
     """The linear modules of a layer whose next states are the expressions `wanted`."""
     inputs, hiddens = linears
     if cell is Cell.GRU:
-        # At most 3 of each: more are another graph, not more to try.
-        if len(inputs) == 3 and len(hiddens) == 2:
-            for over, under in itertools.product(
-                itertools.permutations(inputs), itertools.permutations(hiddens)
-            ):
-                if last := _matched_gru(graph, over, under, before[0], wanted[0]):
-                    return over, (*under, last)
-        return None
+        return _matched_gru_layer(graph, inputs, hiddens, before[0], wanted[0])
     if len(inputs) != 1 or len(hiddens) != 1:
         return None
     total = graph.add(graph.linear(inputs[0]), graph.linear(hiddens[0]))
@@ -143,6 +136,20 @@ def _lstm(graph: Graph, total: int, cell: int, size: int) -> tuple[int, int]:
     i, f, o = (graph.apply("sigmoid", gate) for gate in (i, f, o))
     after = graph.add(graph.multiply(f, cell), graph.multiply(i, graph.apply("tanh", g)))
     return after, graph.multiply(o, graph.apply("tanh", after))
+
+
+def _matched_gru_layer(
+    graph: Graph, inputs: list[str], hiddens: list[str], hidden: int, wanted: int
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    # More modules are another graph, not more orders to try.
+    if len(inputs) != 3 or len(hiddens) != 2:
+        return None
+    orders = itertools.product(itertools.permutations(inputs), itertools.permutations(hiddens))
+    for over, under in orders:
+        last = _matched_gru(graph, over, under, hidden, wanted)
+        if last is not None:
+            return over, (*under, last)
+    return None
 
 
 def _matched_gru(

@@ -26,17 +26,16 @@ _WEIGHTS = "model.weights.h5"
 
 
 class KerasFile:
-    """A file of Keras 1, 2 or 3, or a folder that holds one such file."""
+    """A file of Keras 1, 2 or 3."""
 
     kind = "a Keras file, .h5, .hdf5 or .keras"
 
     def accepts(self, path: Path) -> bool:
-        return bool(_files(path)) if path.is_dir() else _is_keras(path)
+        return _is_keras(path)
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
-        file = _one_file(path) if path.is_dir() else path
-        weights = _read_weights(file)
-        found = find_architecture(file, weights, settings)
+        weights = _read_weights(path)
+        found = find_architecture(path, weights, settings)
         if found is None:
             parts, assumptions = recognise(weights, settings)
         else:
@@ -49,7 +48,7 @@ class KerasFile:
         weights.tensors.check_all_taken(reading(parts))
         return Checkpoint(
             network,
-            (file,) if found is None or found.file == file else (file, found.file),
+            (path,) if found is None or found.file == path else (path, found.file),
             f"Keras {weights.version or 'of unknown version'}: {reading(parts)}",
             assumptions=(*assumptions, *dict.fromkeys(stack.assumptions)),
         )
@@ -72,20 +71,6 @@ def _is_archive(path: Path) -> bool:
     except (OSError, zipfile.BadZipFile, ValueError, LookupError, EOFError):
         # Whatever it is, it is not for this reader to say what is wrong with it.
         return False
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if _is_keras(file))
-
-
-def _one_file(folder: Path) -> Path:
-    first, *others = _files(folder)
-    if others:
-        raise CheckpointError(
-            folder,
-            f"holds several Keras files, {first.name} and {others[0].name}: name one of them",
-        )
-    return first
 
 
 def _read_weights(path: Path) -> KerasWeights:

@@ -27,6 +27,9 @@ FORGET_BIAS = 1.0
 """The default of TensorFlow's LSTM cells; no file tells another."""
 
 _MANIFEST = "manifest.json"
+_START = 4096
+"""Bytes of a manifest that tell its kind."""
+_LONGEST_NAME = 300
 _LARGEST_VOCABULARY = 2**24
 """Bytes of a JSON file that is looked at."""
 _CELL = re.compile(
@@ -51,7 +54,12 @@ class Ml5Folder:
     kind = "a folder of ml5's charRNN, with manifest.json"
 
     def accepts(self, path: Path) -> bool:
-        return (path / _MANIFEST).is_file()
+        manifest = path / _MANIFEST
+        if not manifest.is_file():
+            return False
+        with manifest.open("rb") as file:
+            # Other programs call other things a manifest.
+            return b'"filename"' in file.read(_START)
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
         manifest = path / _MANIFEST
@@ -77,6 +85,8 @@ def _files(manifest: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     content = _json(manifest)
     if not isinstance(content, dict):
         raise CheckpointError(manifest, "not a JSON object of tensors")
+    if any(len(name) > _LONGEST_NAME for name in content):
+        raise CheckpointError(manifest, f"a name of more than {_LONGEST_NAME} characters")
     entries = {name: _entry(manifest, name, entry) for name, entry in content.items()}
     # A scalar is the learning rate or a count of steps.
     kept = {n: e for n, e in entries.items() if e[1] != () and not _TRAINER.fullmatch(n)}

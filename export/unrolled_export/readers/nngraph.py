@@ -16,6 +16,7 @@ from unrolled_export.readers.t7_file import Storage, Table
 _PASSED = ("Identity", "Contiguous", "Copy")
 _FUNCTIONS = {"Sigmoid": "sigmoid", "Tanh": "tanh", "LogSoftMax": "scores", "SoftMax": "scores"}
 _ELEMENTWISE = ("sigmoid", "tanh")
+_LONGEST_NAME = 200
 _DEEPEST = 250
 """Nodes on a path; a layer has about ten."""
 
@@ -50,7 +51,9 @@ def _table(value: object, key: str) -> Table | None:
 def _annotation(data: Table | None) -> str | None:
     annotations = _table(data, "annotations")
     name = annotations.get("name") if annotations else None
-    return name if isinstance(name, str) and name.isprintable() else None
+    if isinstance(name, str) and name.isprintable() and len(name) <= _LONGEST_NAME:
+        return name
+    return None
 
 
 class Graph:

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from unrolled_export.errors import CheckpointError
 from unrolled_export.network import Activation, Cell, Dense, Floats, Layer, Network
-from unrolled_export.readers.onnx_graph import Graph
+from unrolled_export.readers.onnx_graph import Graph, is_standard
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
 
@@ -149,7 +149,7 @@ class _Parts:
 
 
 def _is(node: onnx.NodeProto, *operators: str) -> bool:
-    return not node.domain and node.op_type in operators
+    return is_standard(node) and node.op_type in operators
 
 
 def _refuse_quantised(graph: Graph) -> None:

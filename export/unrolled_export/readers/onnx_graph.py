@@ -33,13 +33,23 @@ MOVING = (
 )
 """Operators that move or select the elements of their first input, and change none."""
 
+STANDARD = ("", "ai.onnx")
+"""Both name the domain of ONNX's own operators."""
+
 _FOLDED = ("Cast", "Concat", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 """Operators on constants that are computed here."""
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
+_LONGEST_PROBLEM = 500
+"""Characters of a message."""
 _LONGEST = 200
 """Nodes on a path of moved elements."""
 _DEEPEST = 50
 """Nodes on a path of constants."""
+
+
+def is_standard(node: onnx.NodeProto) -> bool:
+    """Whether the node's operator is one of ONNX's own."""
+    return node.domain in STANDARD
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +70,9 @@ class Graph:
             raise self.error("has sparse initialisers, which are not read")
         self._initialisers = {tensor.name: tensor for tensor in graph.initializer}
         self._producers = {name: node for node in graph.node for name in node.output if name}
-        self._opset = max((o.version for o in model.opset_import if not o.domain), default=1)
+        self._opset = max(
+            (o.version for o in model.opset_import if o.domain in STANDARD), default=1
+        )
         self._constants: dict[str, Constant | None] = {}
         self._used: set[str] = set()
         self.nodes = list(graph.node)
@@ -128,7 +140,7 @@ class Graph:
         raise self.error("has a path of too many nodes")
 
     def _is_moving(self, node: onnx.NodeProto) -> bool:
-        if node.domain or node.op_type not in MOVING:
+        if not is_standard(node) or node.op_type not in MOVING:
             return False
         if node.op_type == "Gather":
             # With other indices it looks tokens up in a table.
@@ -147,7 +159,7 @@ class Graph:
 
     def shown(self, node: onnx.NodeProto) -> str:
         """A node, for messages."""
-        operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        operator = node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
         return ascii(f"{operator} {node.name or ' '.join(node.output)}")[1:-1]
 
     def attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
@@ -173,8 +185,9 @@ class Graph:
             raise self.error(f"tensor {name} {list(tensor.dims)} is not whole") from error
 
     def error(self, problem: str) -> CheckpointError:
-        """An error that names this file."""
-        return CheckpointError(self._file, problem)
+        """An error that names this file. Names in the file may be of any length."""
+        is_long = len(problem) > _LONGEST_PROBLEM
+        return CheckpointError(self._file, problem[:_LONGEST_PROBLEM] + " ..." * is_long)
 
     def _constant(self, name: str, depth: int) -> Constant | None:
         if depth > _DEEPEST:
@@ -187,7 +200,7 @@ class Graph:
         if name in self._initialisers:
             return Constant(self.array(self._initialisers[name]), frozenset({name}))
         node = self.producer(name)
-        if node is None or node.domain:
+        if node is None or not is_standard(node):
             return None
         if node.op_type == "Constant":
             return self._constant_node(node)

@@ -139,4 +139,4 @@ def _assumptions(chain: Chain, modules: Modules) -> Iterator[str]:
         if isinstance(part, Norm) and part.name not in modules:
             yield f"{part.name} is a {'batch' if part.is_batch else 'layer'} norm"
     if unknown := unknown_classes(modules):
-        yield f"{', '.join(unknown)} does no more than its modules one after another"
+        yield f"{', '.join(unknown)} applies its modules one after another, and nothing else"

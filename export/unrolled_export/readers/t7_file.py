@@ -46,6 +46,7 @@ _ELEMENTS = {
 }
 _ARRAY_CLASS = re.compile(rf"torch\.(?:Cuda|Cl)?({'|'.join(_ELEMENTS)})?(Tensor|Storage)")
 _MOST_DIMENSIONS = 32
+_LONGEST_NAME = 200
 _ASCII_START = re.compile(rb"[0-8]\n")
 
 
@@ -279,8 +280,8 @@ class _Reading:
         version = self._string()
         # Files from before versions have the class name in its place.
         name = self._string() if version.startswith("V ") else version
-        if not name.isprintable():
-            raise _Damage("a class whose name is not printable")
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise _Damage("a class of no proper name")
         found = _ARRAY_CLASS.fullmatch(name)
         if found is None:
             return (yield self._instance(index, name))
