@@ -36,7 +36,8 @@ class SentencePieceVocabulary:
         self.end_tokens = frozenset(end_tokens)
         self._keeps_spaces = "a" + _SPACE * 2 + "b" in self._processor.normalize("a  b")
         self._pieces = [self._piece(index) for index in range(self.size)]
-        self.longest_token = max(len(self.token(index)) for index in range(self.size))
+        lengths = (len(self.token(index)) for index in range(self.size))
+        self.longest_token = max(lengths, default=0)
 
     def _piece(self, index: int) -> bytes:
         """Bytes of a piece that something precedes."""

@@ -44,7 +44,8 @@ class TokenizerVocabulary:
         self._special = {index for index, token in added.items() if token.special}
         bytes_of = _byte_reading(specification)
         self._fixed = [bytes_of(spelling) for spelling in self._spellings]
-        self.longest_token = max(len(self.token(index)) for index in range(self.size))
+        lengths = (len(self.token(index)) for index in range(self.size))
+        self.longest_token = max(lengths, default=0)
         self._drops_unknown = _drops_unknown(specification)
         self._difference = lru_cache(CACHED)(self._uncached_difference)
         self._is_known = lru_cache(CACHED)(self._uncached_is_known)

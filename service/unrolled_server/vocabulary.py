@@ -10,15 +10,20 @@ from numpy.typing import NDArray
 
 from unrolled_server.types import Tokens
 
+LONGEST_SHOWN = 40
+"""Characters of unknown text that an error repeats."""
+
 
 class UnknownSymbol(Exception):
     """A part of a text that the vocabulary lacks."""
 
     def __init__(self, offset: int, text: str) -> None:
-        super().__init__(f"{text!r} at offset {offset}")
+        # It becomes part of a status, which has to be short; a word may be as long as a prompt.
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        super().__init__(f"{shown!r} at offset {offset}")
         self.offset = offset
         """In characters (code points)."""
-        self.text = text
+        self.text = shown
 
 
 class Vocabulary(Protocol):

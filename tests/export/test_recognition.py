@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis.strategies as st
 import ml_dtypes
 import numpy as np
 import pytest
+import support.recognition as recognition
 import torch
+from hypothesis import given
+from hypothesis import settings as examples
 from numpy.typing import DTypeLike
 from support.checkpoints import Arrays, convert, letters, read_manifest, refusal, save, state_dict
+from support.recognition import StateDict, modules_of, randomise
+from torch import nn
 from unrolled.v1 import model_pb2
-from unrolled_export.network import Network
+from unrolled_export.errors import CheckpointError, ExportError, SettingError, SettingNeeded
+from unrolled_export.network import Activation, Dense, LayerNorm, Network
 from unrolled_export.readers import Settings, read_checkpoint
+from unrolled_export.readers.tensors import Tensors
 
 Capture = pytest.CaptureFixture[str]
 
@@ -140,3 +149,354 @@ def test_a_folder_of_our_own(
     assert vocabulary.HasField("start_token") == (start is not None)
     assert vocabulary.start_token == (start or 0)
     assert list(vocabulary.end_tokens) == end
+
+
+V, E, H = 11, 6, 7
+
+
+def model(**parts: nn.Module) -> nn.Module:
+    """A model of parts in the order of their registration; it cannot be run."""
+    whole = nn.Module()
+    for name, part in parts.items():
+        whole.add_module(name, part)
+    randomise(whole)
+    return whole
+
+
+def usual(**more: nn.Module) -> nn.Module:
+    """An embedding, an LSTM and a head of widths that tell them apart, and `more`."""
+    parts = {"embed": nn.Embedding(V, E), "rnn": nn.LSTM(E, H), "fc": nn.Linear(H, V)}
+    return model(**parts, **more)
+
+
+def square(**more: nn.Module) -> nn.Module:
+    """As `usual`, but what the LSTM reads is as wide as what it puts out."""
+    embed, rnn = nn.Embedding(V, H), nn.LSTM(H, H)
+    return model(embed=embed, **more, rnn=rnn, fc=nn.Linear(H, V))
+
+
+def list_of(*modules: nn.Module) -> nn.ModuleList:
+    return nn.ModuleList(modules)
+
+
+QUESTIONS: dict[str, tuple[Callable[[], nn.Module], list[str], str, tuple[str, ...], str]] = {
+    "nonlinearity": (
+        lambda: model(embed=nn.Embedding(V, E), rnn=nn.RNNCell(E, H), fc=nn.Linear(H, V)),
+        [],
+        "nonlinearity",
+        ("tanh", "relu"),
+        "rnn.weight_ih belongs to a plain RNN",
+    ),
+    "epsilon": (
+        lambda: usual(norm=nn.LayerNorm(H)),
+        [],
+        "norm_epsilon",
+        ("1e-05", "1e-03"),
+        "the epsilon of the normalisation norm",
+    ),
+    "place of a norm": (
+        lambda: square(norm=nn.LayerNorm(H)),
+        [],
+        "norm",
+        ("before", "after"),
+        "norm may normalise what the recurrent layers read or what they put out",
+    ),
+    "norms of a list": (
+        lambda: square(
+            rnns=list_of(nn.LSTM(H, H), nn.LSTM(H, H)),
+            norms=list_of(nn.LayerNorm(H), nn.LayerNorm(H)),
+        ),
+        [],
+        "order",
+        (),
+        "more than one order",
+    ),
+    "place of a linear stage": (
+        lambda: square(mix=nn.Linear(H, H)),
+        [],
+        "order",
+        ("mix,rnn", "rnn,mix"),
+        "more than one order",
+    ),
+    "order of modules": (
+        lambda: square(again=nn.LSTM(H, H)),
+        [],
+        "order",
+        ("again,rnn", "rnn,again"),
+        "more than one order",
+    ),
+    "activation before the head": (
+        lambda: model(
+            embed=nn.Embedding(V, E), rnn=nn.LSTM(E, H), fc1=nn.Linear(H, 5), fc2=nn.Linear(5, V)
+        ),
+        [],
+        "head_activation",
+        ("linear", "relu", "tanh"),
+        "an activation may follow fc1, which the file does not tell",
+    ),
+    "activation before the recurrent layers": (
+        lambda: model(
+            embed=nn.Embedding(V, E), mix=nn.Linear(E, 5), rnn=nn.LSTM(5, H), fc=nn.Linear(H, V)
+        ),
+        [],
+        "input_activation",
+        ("linear", "relu", "tanh"),
+        "an activation may follow mix, which the file does not tell",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", QUESTIONS)
+def test_what_is_asked_for(case: str) -> None:
+    make, settings, key, choices, expected = QUESTIONS[case]
+    with pytest.raises(SettingNeeded) as caught:
+        recognition.read(make().state_dict(), *settings)
+    assert caught.value.key == key
+    assert not choices or caught.value.choices == choices
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_modules_may_tell_it_all() -> None:
+    whole = square(norm=nn.LayerNorm(H, eps=0.25))
+    network = recognition.read(whole.state_dict(), modules=modules_of(whole)).network
+    # Registered before the LSTM, it is folded into the embedding.
+    assert network.stages == ()
+    whole = square(rnns=nn.LSTM(H, H), norm=nn.LayerNorm(H, eps=0.25), dense=nn.Linear(H, H))
+    del whole.rnn
+    reading = recognition.read(
+        whole.state_dict(), "head_activation=relu", modules=modules_of(whole)
+    )
+    norm, dense = reading.network.stages
+    assert isinstance(norm, LayerNorm)
+    assert norm.epsilon == 0.25
+    assert isinstance(dense, Dense)
+    assert dense.activation is Activation.RELU
+    assert "the parts follow one another as rnns, norm, dense" in reading.assumptions
+
+
+@pytest.mark.parametrize(("place", "stages"), [("before", 0), ("after", 1)])
+def test_the_user_says_where_a_norm_is(place: str, stages: int) -> None:
+    tensors = square(norm=nn.LayerNorm(H)).state_dict()
+    network = recognition.read(tensors, f"norm={place}", "norm_epsilon=1e-3").network
+    assert len(network.stages) == stages
+
+
+def test_the_user_says_what_is_in_no_order() -> None:
+    tensors = square(norm=nn.LayerNorm(H), again=nn.LSTM(H, H)).state_dict()
+    settings = ["order=rnn,norm,again", "norm_epsilon=1e-3"]
+    first, second = recognition.read(tensors, *settings).network.layers
+    assert (first.norm is None, second.norm is None) == (True, False)
+    np.testing.assert_array_equal(second.weight_hh, tensors["again.weight_hh_l0"].numpy())
+    with pytest.raises(SettingError, match="the widths allow"):
+        recognition.read(tensors, "order=norm,rnn", "norm_epsilon=1e-3")
+
+
+ACTIVATIONS: dict[str, tuple[nn.Module, list[Activation]]] = {
+    "relu first": (nn.Sequential(nn.ReLU(), nn.Linear(H, V)), [Activation.RELU]),
+    "between": (
+        nn.Sequential(nn.Linear(H, 5), nn.Dropout(), nn.Tanh(), nn.Linear(5, V)),
+        [Activation.TANH],
+    ),
+    "none between": (nn.Sequential(nn.Linear(H, 5), nn.Linear(5, V)), [Activation.LINEAR]),
+}
+
+
+@pytest.mark.parametrize("case", ACTIVATIONS)
+def test_activations_of_a_sequence(case: str) -> None:
+    head, expected = ACTIVATIONS[case]
+    whole = model(embed=nn.Embedding(V, E), rnn=nn.LSTM(E, H), head=head)
+    network = recognition.read(whole.state_dict(), modules=modules_of(whole)).network
+    found = [stage.activation for stage in network.stages if isinstance(stage, Dense)]
+    assert found == expected
+
+
+def test_an_activation_somewhere_is_asked_for() -> None:
+    whole = usual(relu=nn.ReLU())
+    tensors, modules = whole.state_dict(), modules_of(whole)
+    with pytest.raises(SettingNeeded, match=r"module relu \(ReLU\) may be applied") as caught:
+        recognition.read(tensors, modules=modules)
+    assert caught.value.choices == ("linear", "relu")
+    linear = recognition.read(tensors, "head_activation=linear", modules=modules)
+    assert linear.network.stages == ()
+    (stage,) = recognition.read(tensors, "head_activation=relu", modules=modules).network.stages
+    assert isinstance(stage, Dense)
+    np.testing.assert_array_equal(stage.weight, np.eye(H))
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "attention": (lambda: usual(attn=nn.Linear(H, H)), "of an attention over all steps"),
+    "convolution": (lambda: usual(conv1=nn.Conv1d(E, E, 3)), "of a convolution"),
+    "adaptive softmax": (
+        lambda: usual(loss=nn.AdaptiveLogSoftmaxWithLoss(H, V, [5])),
+        "adaptive softmax",
+    ),
+    "bidirectional": (
+        lambda: model(
+            embed=nn.Embedding(V, E),
+            rnn=nn.GRU(E, H, bidirectional=True),
+            fc=nn.Linear(2 * H, V),
+        ),
+        "reads a text from its end as well",
+    ),
+    "cells of two kinds": (
+        lambda: square(again=nn.GRU(H, H)),
+        "layers of different kinds",
+    ),
+    "backward": (
+        lambda: model(embed=nn.Embedding(V, E), rnn_bw=nn.LSTM(E, H), fc=nn.Linear(H, V)),
+        "named as one that reads a text from its end",
+    ),
+    "no mean": (lambda: usual(norm=nn.RMSNorm(H)), "tensors left over: norm.weight [7]"),
+    "of groups": (lambda: usual(norm=nn.GroupNorm(1, H)), "norm is a GroupNorm"),
+    "rescaled embeddings": (
+        lambda: model(embed=nn.Embedding(V, E, max_norm=1), rnn=nn.LSTM(E, H), fc=nn.Linear(H, V)),
+        "max_norm=1",
+    ),
+    "an activation of another kind": (
+        lambda: model(
+            embed=nn.Embedding(V, E),
+            rnn=nn.LSTM(E, H),
+            head=nn.Sequential(nn.Linear(H, 5), nn.GELU(), nn.Linear(5, V)),
+        ),
+        "module head.1 (GELU) is applied to the output of head.0",
+    ),
+    "two models": (
+        lambda: model(one=usual(), other=usual()),
+        "do not follow one another between an embedding and a head",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_served(case: str) -> None:
+    make, expected = REFUSED[case]
+    whole = make()
+    with pytest.raises(CheckpointError) as caught:
+        recognition.read(whole.state_dict(), modules=modules_of(whole))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+INSIDE: dict[str, tuple[StateDict, str]] = {
+    "a norm in the cell": (
+        {"rnn.ln_c.weight": torch.ones(H), "rnn.ln_c.bias": torch.ones(H)},
+        "of a normalisation inside the cells",
+    ),
+    "initial states of a batch": ({"h0": torch.ones(1, 4, H)}, "h0 [1, 4, 7] is not the initial"),
+    "initial states of other layers": (
+        {"h0": torch.ones(2, 1, H)},
+        "h0 [2, 1, 7] should be the initial h of layers of [7] units",
+    ),
+    "a mask": ({"mask": torch.ones(5, 5) > 0}, "tensors left over: mask [5, 5]"),
+    "a vector": ({"scale": torch.ones(H)}, "tensors left over: scale [7]"),
+    "negative variances": (
+        {
+            "bn.running_mean": torch.zeros(H),
+            "bn.running_var": -torch.ones(H),
+        },
+        "bn.running_var holds negative variances",
+    ),
+    "statistics of another size": (
+        {"bn.running_mean": torch.zeros(H), "bn.running_var": torch.ones(3)},
+        "bn.running_var [3] should be [7], to fit bn.running_mean [7]",
+    ),
+    "numbers that grow too large": (
+        {"bn.running_mean": torch.full((H,), 3e38), "bn.running_var": torch.zeros(H)},
+        "leave the range of float32",
+    ),
+    "more matrices than a language model has": (
+        {f"x{index}.weight": torch.full((H, H), index) for index in range(65)},
+        "67 matrices",
+    ),
+    "matrices in any order": (
+        {f"x{chr(97 + index)}.weight": torch.full((H, H), index) for index in range(20)},
+        "in too many orders",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE)
+def test_tensors_beside_a_model(case: str) -> None:
+    more, expected = INSIDE[case]
+    with pytest.raises(CheckpointError) as caught:
+        recognition.read({**usual().state_dict(), **more}, "norm_epsilon=1e-5")
+    assert expected in str(caught.value)
+
+
+def test_a_model_that_is_saved_twice_counts_once() -> None:
+    tensors = usual().state_dict()
+    twice = {**tensors, **{f"model.{name}": tensor for name, tensor in tensors.items()}}
+    reading = recognition.read(twice)
+    assert reading.network.parameters == recognition.read(tensors).network.parameters
+    assert "without model.rnn.weight_ih_l0 and 6 more (repeated)" in reading.text
+
+
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh"])
+def test_one_bias_alone(missing: str) -> None:
+    tensors = usual().state_dict()
+    del tensors[f"rnn.{missing}_l0"]
+    reading = recognition.read(tensors)
+    assert "the bias that rnn lacks is zero" in reading.assumptions
+    assert not getattr(reading.network.layers[0], missing).any()
+    assert reading.network.parameters == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_a_linear_map_of_one_hot_tokens_is_an_embedding() -> None:
+    tensors = model(mix=nn.Linear(V, E), rnn=nn.LSTM(E, H), fc=nn.Linear(H, V)).state_dict()
+    network = recognition.read(tensors, "input_activation=relu").network
+    assert network.embedding is not None
+    expected = torch.relu(tensors["mix.weight"].T + tensors["mix.bias"])
+    np.testing.assert_allclose(network.embedding, expected.numpy(), rtol=1e-6)
+
+
+def outcome(tensors: StateDict) -> str:
+    """What was read or why not, in words."""
+    try:
+        return recognition.read(tensors).text
+    except ExportError as error:
+        return str(error)
+
+
+NAMES = (
+    "embed.weight",
+    "fc.weight",
+    "fc.bias",
+    "mix.weight",
+    "norm.weight",
+    "norm.bias",
+    "norm.running_mean",
+    "norm.running_var",
+    "h0",
+    "c_init",
+    *(f"rnn.{field}_l0" for field in ("weight_ih", "weight_hh", "bias_ih", "weight_hr")),
+    "rnn.weight_hh_l0_raw",
+    "rnn.weight_ih_l1",
+    "cell.weight_ih",
+    "cell.weight_hh",
+)
+SHAPES = st.lists(st.sampled_from((0, 1, 2, 4, 6, 8)), max_size=3).map(tuple)
+
+
+@examples(max_examples=300, deadline=None)
+@given(shapes=st.dictionaries(st.sampled_from(NAMES), SHAPES), seed=st.integers(0, 9))
+def test_tensors_of_any_shape_are_read_or_refused(
+    shapes: dict[str, tuple[int, ...]], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    good = {"embed.weight": (6, 2), "fc.weight": (6, 2), "rnn.weight_ih_l0": (8, 2)}
+    wanted = {**good, "rnn.weight_hh_l0": (8, 2), **shapes}
+    tensors = {
+        name: torch.from_numpy(np.asarray(random.normal(size=shape), np.float32))
+        for name, shape in wanted.items()
+    }
+    assert "\n" not in outcome(tensors)
+
+
+def test_weights_are_compared_whole() -> None:
+    one = np.zeros((3, 2), np.float32)
+    other = one.copy()
+    other[2, 1] = 1
+    tensors = Tensors(Path("model.pt"), {"a": one, "b": other, "c": one.copy()})
+    assert tensors.same("a", "c")
+    assert not tensors.same("a", "b")

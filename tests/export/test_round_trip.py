@@ -22,7 +22,6 @@ from unrolled_export.readers.state_dict import Reading
 ACTIVATIONS = {"linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 NORMS = ("layer", "batch", None)
 EPSILON = 1e-3
-MOST_QUESTIONS = 9
 
 
 @dataclass(frozen=True)
@@ -146,11 +145,15 @@ class RandomModel(nn.Module):
         if shape.cell == "rnn":
             options["nonlinearity"] = shape.nonlinearity
         if shape.kind == "cell":
-            cells = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
+            cells: dict[str, type[nn.Module]] = {
+                "rnn": nn.RNNCell,
+                "gru": nn.GRUCell,
+                "lstm": nn.LSTMCell,
+            }
             return cells[shape.cell](inputs, hidden, **options)
         if shape.kind == "projected":
             options["proj_size"] = hidden - 1
-        modules = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+        modules: dict[str, type[nn.Module]] = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
         return modules[shape.cell](inputs, hidden, shape.layers, **options)
 
     def tail(self, width: int, head: str) -> None:
@@ -237,15 +240,13 @@ def read_with_answers(
 ) -> tuple[Reading, list[str]]:
     """The reading, and which settings it needed."""
     asked: list[str] = []
-    for _ in range(MOST_QUESTIONS):
+    while len(asked) == len(set(asked)):
+        answers = [f"{key}={answer(model, key)}" for key in asked]
         try:
-            answers = [f"{key}={answer(model, key)}" for key in asked]
             return read(tensors, *answers, modules=modules), asked
         except SettingNeeded as error:
-            assert error.key not in asked
-            assert error.choices
             asked.append(error.key)
-    raise AssertionError(f"asked for {asked}")
+    raise AssertionError(f"asked for {asked[-1]} again")
 
 
 @settings(max_examples=60, deadline=None)

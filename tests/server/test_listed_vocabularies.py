@@ -165,6 +165,12 @@ def test_unknown_words() -> None:
     assert words(unknown=1).encode("the yawns, cat").tolist() == [2, 1, 3]
 
 
+def test_of_a_long_unknown_word_the_beginning_is_named() -> None:
+    with pytest.raises(UnknownSymbol) as caught:
+        words().encode("the " + "y" * 1_000_000)
+    assert (caught.value.offset, caught.value.text) == (4, "y" * 40 + "...")
+
+
 def test_a_word_by_itself_has_no_joiner() -> None:
     assert [words().token(index).decode() for index in range(len(WORDS))] == list(WORDS)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+import numpy as np
+
 from unrolled_export.network import Activation, Cell, Network
 from unrolled_export.readers.activations import Activations, find_activations
 from unrolled_export.readers.assembly import Assembly
@@ -72,7 +74,12 @@ def read_state_dict(
     initial = take_initial(tensors)
     chain, placing = find_roles(tensors, recurrent, settings, modules)
     activations = find_activations(tensors, chain, settings, modules)
-    network = Assembly(tensors, chain, layers, activations, settings, modules).network(cell)
+    assembly = Assembly(tensors, chain, layers, activations, settings, modules)
+    # What leaves float32's range when it is folded becomes infinite, and is refused as such.
+    with np.errstate(over="ignore", invalid="ignore"):
+        network = assembly.network(cell)
+    if not all(np.isfinite(array).all() for _, array in network.arrays()):
+        raise tensors.error("weights that leave the range of float32 where they are folded")
     network = replace(network, initial=fitted_initial(tensors, initial, network.states))
     text = _text(tensors, chain, cell, activations, initial)
     tensors.check_all_taken(text)
