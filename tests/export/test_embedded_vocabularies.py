@@ -93,6 +93,20 @@ def test_a_vocabulary_of_any_form(form: str, tmp_path: Path) -> None:
     assert read(tmp_path, thing=FORMS[form]).vocabulary == tuple(TOKENS)
 
 
+class Network(nn.ModuleDict):
+    """Keeps its vocabulary, as many students' models do."""
+
+
+def test_a_vocabulary_in_the_model_itself(tmp_path: Path) -> None:
+    size = len(TOKENS)
+    network = Network({"lstm": nn.LSTM(size, 4, 3), "fc": nn.Linear(4, size)})
+    network.chars, network.int2char = tuple(TOKENS), dict(enumerate(TOKENS))  # type: ignore[assignment]
+    network.names = ["a", "b", "c", "d", "e", "f", "g"]  # type: ignore[assignment]
+    torch.save(network, tmp_path / "model.pt")
+    checkpoint = PytorchFile().read(tmp_path / "model.pt", Settings(allow_pickle=True))
+    assert checkpoint.vocabulary == tuple(TOKENS)
+
+
 def test_characters_in_one_text(tmp_path: Path) -> None:
     checkpoint = read(tmp_path, size=len(CHARACTERS), chars=CHARACTERS, note="abcdefgh" * 5)
     assert checkpoint.vocabulary == tuple(CHARACTERS)

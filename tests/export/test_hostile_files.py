@@ -198,6 +198,8 @@ BOMBS: dict[str, bytes] = {
     "deep tuples": b")" + repeated(200_000, b"\x85"),
     "deep tuple as a key": b"})" + repeated(200_000, b"\x85") + b"Ns",
     "wide tuple as a key": b"})" + repeated(64, b"2\x86") + b"Ns",
+    "deep objects": b"cmodel\nA\nq\x00)\x81" + b"q\x010h\x00h\x01\x85\x81" * 100_000,
+    "deep states": b"cmodel\nA\nq\x00)\x81" + b"q\x010h\x00)\x81h\x01b" * 100_000,
     "doubled lists": b"]" + repeated(60, b"q\x00]q\x01(h\x00h\x00eh\x01"),
     "doubled tuples": b")" + repeated(60, b"2\x86"),
     "doubled in a set": b"c__builtin__\nset\n])" + repeated(60, b"2\x86") + b"a\x85R",
@@ -269,6 +271,20 @@ def test_storages_larger_than_the_file(tmp_path: Path) -> None:
     assert content.count(b"K\nNtq") == 1
     path.write_bytes(content.replace(b"K\nNtq", b"J\xff\xff\xff\x7fNtq"))
     assert "damaged" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["deep lists", "doubled lists"])
+def test_bombs_in_place_of_a_storage(name: str, tmp_path: Path) -> None:
+    """The list of storages of a legacy file holds names."""
+    streams = b"\x80\x04}.", b"\x80\x04]" + BOMBS[name] + b"a."
+    in_legacy(tmp_path / "model.pt", b"".join(streams))
+    assert "damaged" in refusal(tmp_path / "model.pt")
+
+
+def test_a_name_without_end(tmp_path: Path) -> None:
+    name = "rnn.weight_hh_l0" + "x" * 10_000
+    torch.save({name: torch.zeros(2, 2)}, tmp_path / "model.pt")
+    assert "a name of 10,016 characters" in refusal(tmp_path / "model.pt")
 
 
 def test_a_compressed_archive(tmp_path: Path) -> None:

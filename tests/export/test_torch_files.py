@@ -325,6 +325,10 @@ def test_parts_that_are_saved_side_by_side(tmp_path: Path) -> None:
     model = language_model()
     content = {name: part.state_dict() for name, part in model.items()} | {"epoch": 1}
     check_same(find(save(tmp_path / "model.pt", content)).arrays, model.state_dict())
+    found = find(save(tmp_path / "model.pt", {"parts": dict(model.items()), "epoch": 1}))
+    check_same(found.arrays, model.state_dict())
+    assert found.modules["lstm"].class_name == "LSTM"
+    assert found.hints == {"epoch": 1}
 
 
 def test_a_model_saved_twice_is_one(code: ModuleType, tmp_path: Path) -> None:

@@ -30,9 +30,13 @@ from unrolled_export.readers.settings import Settings
 
 _RECURRENT = re.compile(r"weight_hh|weight_hr|h2h|state_linearity|recurrent_kernel")
 _RECURRENT_ONLY = re.compile(r"(.*\.)?(weight|bias)_(ih|hh|hr)(_l\d+)?(_raw)?(_reverse)?")
-_NOT_A_MODEL = re.compile(r"optim|momentum|exp_avg|scheduler|grad", re.IGNORECASE)
+_NOT_A_MODEL = re.compile(
+    r"(.*\.)?(\w*optim\w*|momentum\w*|exp_avg\w*|\w*scheduler|grads?|gradients?)(\..*)?",
+    re.IGNORECASE,
+)
 """In a path: the numbers that optimizers keep for each weight."""
 _MOST_MODELS = 64
+_LONGEST_NAME = 300
 _HINT_LEVELS = 2
 """Of maps in one another beside the model, such as hyper_parameters and the args in them."""
 
@@ -51,7 +55,7 @@ class FoundModel:
     """Where in the file: keys and attributes, `.` for all of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Candidate:
     place: Place
     tensors: Mapping[str, Tensor]
@@ -102,9 +106,9 @@ def _candidates(file: Path, tree: object) -> Iterator[_Candidate]:
 
 def _chosen(file: Path, candidates: Sequence[_Candidate], settings: Settings) -> _Candidate:
     """The only model, or the one that the user names; the largest candidate where none is."""
-    usual = [one for one in candidates if not _NOT_A_MODEL.search(one.place.name)]
-    if not usual:
+    if not candidates:
         raise CheckpointError(file, "holds no model: no map or module in it names tensors")
+    usual = [one for one in candidates if _may_be_model(one.place.name)] or candidates
     models = [one for one in usual if one.is_recurrent]
     if len(models) > _MOST_MODELS:
         raise CheckpointError(file, f"holds more than {_MOST_MODELS} models")
@@ -112,6 +116,10 @@ def _chosen(file: Path, candidates: Sequence[_Candidate], settings: Settings) ->
     if len(different) == 1:
         return different[0]
     return _named(file, different, settings)
+
+
+def _may_be_model(path: str) -> bool:
+    return _NOT_A_MODEL.fullmatch(path) is None
 
 
 def _named(file: Path, models: Sequence[_Candidate], settings: Settings) -> _Candidate:
@@ -151,14 +159,11 @@ def _with_siblings(chosen: _Candidate, candidates: Sequence[_Candidate]) -> _Can
     parent = chosen.place.parent
     if parent is None or not chosen.is_only_recurrent:
         return chosen
-    parts = [
-        part
-        for part in candidates
-        if part is chosen or (part.place.parent is parent and not part.is_recurrent)
-    ]
-    parts = [part for part in parts if not _NOT_A_MODEL.search(part.place.name)]
-    if parts == [chosen]:
+    beside = [part for part in candidates if part.place.parent is parent]
+    others = [part for part in beside if not part.is_recurrent and _may_be_model(part.place.name)]
+    if not others:
         return chosen
+    parts = [part for part in beside if part is chosen or part in others]
     tensors: dict[str, Tensor] = {}
     modules: dict[str, Module] = {}
     for part in parts:
@@ -169,6 +174,8 @@ def _with_siblings(chosen: _Candidate, candidates: Sequence[_Candidate]) -> _Can
 
 
 def _array(file: Path, name: str, tensor: Tensor) -> NDArray[Any]:
+    if len(name) > _LONGEST_NAME:
+        raise CheckpointError(file, f"a tensor has a name of {len(name):,} characters")
     if isinstance(tensor, OddTensor):
         raise CheckpointError(file, f"{name!r} is a {tensor.kind}, which is not read")
     try:
@@ -226,7 +233,9 @@ def _beside(value: object, levels: int) -> Iterator[object]:
         child
         for name, child in children(value)
         if isinstance(child, (dict, Opaque))
-        and not (is_module(child) or _NOT_A_MODEL.search(name) or name.startswith("_"))
+        and not is_module(child)
+        and _may_be_model(name)
+        and not name.startswith("_")
     ]
     yield from inner
     if levels > 1:

@@ -23,10 +23,10 @@ _STANDARD = sys.stdlib_module_names | {
 }
 
 _HARMLESS = re.compile(
-    r"builtins\.(int|long|float|unicode|str|bool|complex|bytes|object|type|NoneType|slice|range|Ellipsis)|"
+    r"builtins\.(int|long|float|complex|bool|str|unicode|bytes|object|type|slice|range|Ellipsis)|"
     r"datetime\.(datetime|date|time|timedelta|timezone)|decimal\.Decimal|uuid\.UUID|"
     r"pathlib\.(Pure)?(Posix|Windows)?Path|fractions\.Fraction|collections\.deque|"
-    r"(argparse\.|types\.Simple)Namespace|types\.NoneType|"
+    r"(argparse\.|types\.Simple)Namespace|(types|builtins)\.NoneType|"
     r"torch\.(cuda\.|storage\.)?_?\w*Storage|torch\.Tensor|torch\.\w+_format|"
     rf"torch\.(strided|float8_\w+|{'|'.join(sorted(TYPES))})|torch\.per_\w+_\w+|"
     r"numpy\.(ndarray|bool_?|str_|bytes_|u?int\d+|float\d+|complex\d+)|"

@@ -226,8 +226,8 @@ def _read_legacy(path: Path, stream: BinaryIO, names: _Names) -> object:
     keys = load_pickle(path, stream, names)
     if not isinstance(keys, (list, tuple)):
         raise CheckpointError(path, _DAMAGED)
-    for key in keys:
-        _fill(path, stream, names.storages.get(str(_text(key))))
+    for key in map(_text, keys):
+        _fill(path, stream, names.storages.get(key) if isinstance(key, str) else None)
     return tree
 
 
