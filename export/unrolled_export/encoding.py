@@ -125,7 +125,8 @@ def _groups(tokens: list[bytes], unknown: int | None) -> tuple[Encode, Callable[
 
 
 def _bytes(tokens: list[bytes], unknown: int | None) -> Encode:
-    ids = {token[0]: index for index, token in enumerate(tokens)}
+    # Special tokens among the bytes are longer, and no text has them.
+    ids = {token[0]: index for index, token in enumerate(tokens) if len(token) == 1}
 
     def encode(text: str) -> list[int]:
         data = text.encode()
@@ -157,6 +158,9 @@ def _tokenizer(content: bytes) -> Encode:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(content.decode())
+    # Settings of a training that saved them with its tokenizer.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 

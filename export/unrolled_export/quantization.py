@@ -74,7 +74,8 @@ def quantize(weight: Floats) -> QuantizedWeight:
     pairs = np.pad(double, ((0, 0), (0, double.shape[1] % 2))).reshape(len(double), -1, 2)
     pair = np.abs(pairs.sum(axis=2)).max(axis=1)
     # Two roundings may add one.
-    scales = np.maximum(largest / _LARGEST, pair / (_LARGEST_PAIR - 1))
-    scales = np.where(scales > 0, scales, 1).astype(np.float32)
+    scales = np.maximum(largest / _LARGEST, pair / (_LARGEST_PAIR - 1)).astype(np.float32)
+    # A row of zeros has no scale, nor has one of weights too small for a float32 to hold theirs.
+    scales = np.where(scales >= np.finfo(np.float32).tiny, scales, np.float32(1))
     values = np.rint(double / scales[:, None].astype(np.float64))
     return QuantizedWeight(values.astype(np.int8), scales)

@@ -88,10 +88,11 @@ def costs(evaluation: Evaluation) -> str:
 def _precision(build: Build, speeds: Mapping[int, float]) -> Iterator[tuple[str, str]]:
     if build.precision is Precision.FP32:
         return
-    weights = [name for name, _ in build.network.arrays() if "weight" in name]
     in_bytes = quantized(build.network, build.precision)
     if in_bytes:
-        others = [name for name in weights if name not in in_bytes and "norm" not in name]
+        # Of the vectors, weights of norms and biases, none is a product.
+        products = [name for name, array in build.network.arrays() if array.ndim == 2]
+        others = [name for name in products if name not in {*in_bytes, "embedding"}]
         rest = f"; in fp32: {', '.join(others)}" if others else ""
         yield str(build.precision), f"in 8 bits: {', '.join(in_bytes)}{rest}"
     size = len(build.graphs[ENGINE])

@@ -285,6 +285,9 @@ def test_a_name_without_end(tmp_path: Path) -> None:
     name = "rnn.weight_hh_l0" + "x" * 10_000
     torch.save({name: torch.zeros(2, 2)}, tmp_path / "model.pt")
     assert "a name of 10,016 characters" in refusal(tmp_path / "model.pt")
+    parts = [{f"{'a.' * 200_000}weight_hh_l{layer}": torch.zeros(2, 2)} for layer in range(2)]
+    torch.save(parts, tmp_path / "model.pt")
+    assert "a name of 400,012 characters" in refusal(tmp_path / "model.pt")
 
 
 def test_a_compressed_archive(tmp_path: Path) -> None:

@@ -324,6 +324,14 @@ def test_an_activation_somewhere_is_asked_for() -> None:
     np.testing.assert_array_equal(stage.weight, np.eye(H))
 
 
+def test_an_activation_after_the_embedding() -> None:
+    tensors = usual().state_dict()
+    reading = recognition.read(tensors, "input_activation=relu")
+    expected = torch.relu(tensors["embed.weight"])
+    np.testing.assert_array_equal(reading.network.embedding, expected.numpy())
+    assert "embedding embed.weight with relu" in reading.text
+
+
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "attention": (lambda: usual(attn=nn.Linear(H, H)), "of an attention over all steps"),
     "convolution": (lambda: usual(conv1=nn.Conv1d(E, E, 3)), "of a convolution"),
@@ -406,9 +414,10 @@ INSIDE: dict[str, tuple[StateDict, str]] = {
         "leave the range of float32",
     ),
     "more matrices than a language model has": (
-        {f"x{index}.weight": torch.full((H, H), index) for index in range(65)},
-        "67 matrices",
+        {f"x{index}.weight": torch.full((H, H), index) for index in range(25)},
+        "27 matrices",
     ),
+    "an endless name": ({"a" * 501: torch.ones(H)}, "and so on, which is too long"),
     "matrices in any order": (
         {f"x{chr(97 + index)}.weight": torch.full((H, H), index) for index in range(20)},
         "in too many orders",

@@ -79,9 +79,7 @@ def network(
     passed = tuple(stages(weights, width))
     width = len(passed[-1].bias) if passed else width
     head = weights(V, width, scale=1.0)
-    whole = Network(
-        cell, table, tuple(layers), head, weights(V), 0, passed, gate, reset_after
-    )
+    whole = Network(cell, table, tuple(layers), head, weights(V), 0, passed, gate, reset_after)
     if not initial:
         return whole
     starts = tuple(np.tanh(weights(state.size)) for state in whole.states)

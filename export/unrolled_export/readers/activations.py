@@ -66,63 +66,65 @@ def find_activations(
     """Every activation of the chain.
 
     Settings: `head_activation` after linear stages behind the recurrent layers, or without any
-    before the head; `input_activation` after those before the recurrent layers. Raises
-    CheckpointError and SettingNeeded.
+    before the head; `input_activation` after linear stages before the recurrent layers, or
+    without any after the embedding. Raises CheckpointError and SettingNeeded.
     """
     placed, unclear = _placed(tensors, chain, modules)
     known = placed.keys() | _known_linear(chain, modules)
-    before = [part for part in _matrices(chain.before) if part.name not in known]
-    after = [part for part in _matrices(chain.after) if part.name not in known]
-    assumed = tuple(part for part in after if _convention(part) and not unclear)
-    head = settings.choice("head_activation", tuple(Activation))
-    if head is None and (unclear or len(assumed) < len(after)):
-        raise _unsettled(tensors, "head_activation", after, unclear)
-    found = dict(placed)
+    before = [part.name for part in _matrices(chain.before) if part.name not in known]
+    after = [part.name for part in _matrices(chain.after) if part.name not in known]
+    conventions = _conventions(settings, after, unclear)
+    if len(conventions) < len(after) or unclear:
+        _need(tensors, settings, "head_activation", after, unclear)
     if before:
-        found |= dict.fromkeys(_names(before), _input_activation(tensors, before, settings))
-    activation = Activation(head or Activation.LINEAR)
-    found |= dict.fromkeys(_names(after), activation)
+        _need(tensors, settings, "input_activation", before, {})
+    if not before and chain.ends.embedding is not None:
+        before = [chain.ends.embedding.name]
+    at_head = _chosen(settings, "head_activation")
+    at_input = dict.fromkeys(before, _chosen(settings, "input_activation"))
     return Activations(
-        found,
-        Activation.LINEAR if after else activation,
-        tuple(f"no activation after {part.name}, as in {_convention(part)}" for part in assumed)
-        if head is None
-        else (),
+        {**at_input, **dict.fromkeys(after, at_head), **placed},
+        Activation.LINEAR if after else at_head,
+        (
+            *(f"no activation after {name}, as in {family}" for name, family in conventions),
+            *(f"{path} ({kind}) is applied nowhere else" for path, kind in unclear.items()),
+        ),
     )
 
 
-def _names(parts: Sequence[Matrix]) -> list[str]:
-    return [part.name for part in parts]
+def _chosen(settings: Settings, key: str) -> Activation:
+    return Activation(settings.choice(key, tuple(Activation)) or Activation.LINEAR)
+
+
+def _conventions(
+    settings: Settings, names: Sequence[str], unclear: dict[str, str]
+) -> list[tuple[str, str]]:
+    """Linear stages whose name tells that no activation follows, and the family that it is of;
+    none where the user or a module of the model has something to say about it."""
+    if unclear or settings.text("head_activation") is not None:
+        return []
+    families = [(name, _LINEAR_NAMES.get(name.rpartition(".")[2])) for name in names]
+    return [(name, family) for name, family in families if family is not None]
 
 
 def _matrices(parts: Sequence[object]) -> list[Matrix]:
     return [part for part in parts if isinstance(part, Matrix)]
 
 
-def _convention(part: Matrix) -> str | None:
-    """The family whose name for a stage without an activation this is."""
-    return _LINEAR_NAMES.get(part.name.rpartition(".")[2])
-
-
-def _input_activation(tensors: Tensors, parts: Sequence[Matrix], settings: Settings) -> Activation:
-    activation = settings.choice("input_activation", tuple(Activation))
-    if activation is None:
-        raise _unsettled(tensors, "input_activation", parts, {})
-    return Activation(activation)
-
-
-def _unsettled(
-    tensors: Tensors, key: str, parts: Sequence[Matrix], unclear: dict[str, str]
-) -> Exception:
-    """What to raise where `key` is not set."""
+def _need(
+    tensors: Tensors, settings: Settings, key: str, names: Sequence[str], unclear: dict[str, str]
+) -> None:
+    """Raise SettingNeeded where `key` is not set."""
+    if settings.choice(key, tuple(Activation)) is not None:
+        return
     modules = " and ".join(f"module {path} ({kind})" for path, kind in unclear.items())
     problem = f"{modules} may be applied before the head"
     if not unclear:
-        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
-        problem = f"an activation may follow {parts[0].name}{more}"
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        problem = f"an activation may follow {names[0]}{more}"
     kinds = [_SERVED[kind] for kind in unclear.values() if kind in _SERVED]
     choices = dict.fromkeys(kinds if unclear else (Activation.RELU, Activation.TANH))
-    return tensors.unsettled(
+    raise tensors.unsettled(
         f"{problem}, which the file does not tell", key, (Activation.LINEAR, *choices)
     )
 

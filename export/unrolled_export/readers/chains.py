@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from unrolled_export.readers.ends import Ends
 from unrolled_export.readers.parts import Matrix, Norm, Part
@@ -124,6 +125,7 @@ def _may_follow(part: Part, done: tuple[Part, ...]) -> bool:
     return not modules or all(isinstance(other, Norm) for other in done[modules[-1] + 1 :])
 
 
+@lru_cache(maxsize=16_384)
 def _precedes(one: str, other: str) -> bool:
     """Whether two paths part at components that differ in a number, which is lower in `one`."""
     for first, second in zip(one.split("."), other.split("."), strict=False):

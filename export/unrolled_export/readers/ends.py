@@ -16,6 +16,9 @@ from unrolled_export.readers.tensors import Tensors
 
 BEFORE_NAME = re.compile(r"emb|input|(^|[._])(in|pre|first)([._]|$)", re.IGNORECASE)
 """The name of something between the embedding and the recurrent layers."""
+_OUTPUT_EMBEDDING_NAME = re.compile(
+    r"(^|[._])out(put)?_?emb|emb[a-z]*_out(put)?([._]|$)", re.IGNORECASE
+)
 _EMBEDDING_NAME = re.compile(r"encod|lookup|wte", re.IGNORECASE)
 _HEAD_NAME = re.compile(
     r"head|decod|linear|dense|out|logit|proj|classif|last|final|(^|[._])(fc|lo)\d*([._]|$)|wforward",
@@ -92,6 +95,8 @@ def _looks(matrix: Matrix) -> list[int]:
 
 
 def _look(name: str) -> int:
+    if _OUTPUT_EMBEDDING_NAME.search(name):
+        return -1
     if BEFORE_NAME.search(name):
         return 1
     if _HEAD_NAME.search(name):

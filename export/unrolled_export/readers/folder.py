@@ -73,4 +73,8 @@ def _tokens(file: Path, size: int, settings: Settings) -> tuple[str, ...]:
         tokens = read_vocabulary(file, size, allow_pickle=settings.allow_pickle)
     except ExportError:
         return ()
-    return tokens.spellings if isinstance(tokens, TokenizerFile) else tokens
+    if isinstance(tokens, TokenizerFile):
+        return tokens.spellings
+    # A licence of as many lines has lines of several words, and some twice.
+    is_text = any(len(token.split()) > 1 for token in tokens) or len(set(tokens)) < len(tokens)
+    return () if is_text else tokens

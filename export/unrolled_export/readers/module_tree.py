@@ -31,10 +31,9 @@ from unrolled_export.readers.settings import Settings
 _RECURRENT = re.compile(r"weight_hh|weight_hr|h2h|state_linearity|recurrent_kernel")
 _RECURRENT_ONLY = re.compile(r"(.*\.)?(weight|bias)_(ih|hh|hr)(_l\d+)?(_raw)?(_reverse)?")
 _NOT_A_MODEL = re.compile(
-    r"(.*\.)?(\w*optim\w*|momentum\w*|exp_avg\w*|\w*scheduler|grads?|gradients?)(\..*)?",
-    re.IGNORECASE,
+    r"\w*optim\w*|momentum\w*|exp_avg\w*|\w*scheduler|grads?|gradients?", re.IGNORECASE
 )
-"""In a path: the numbers that optimizers keep for each weight."""
+"""As part of a path: the numbers that optimizers keep for each weight."""
 _MOST_MODELS = 64
 _LONGEST_NAME = 300
 _HINT_LEVELS = 2
@@ -78,6 +77,7 @@ def find_model(file: Path, tree: object, settings: Settings) -> FoundModel:
     """
     candidates = tuple(_candidates(file, tree))
     chosen = _with_siblings(_chosen(file, candidates, settings), candidates)
+    _check_names(file, chosen)
     arrays = {name: _array(file, name, tensor) for name, tensor in chosen.tensors.items()}
     prefix = _shared_prefix(arrays)
     return FoundModel(
@@ -112,14 +112,24 @@ def _chosen(file: Path, candidates: Sequence[_Candidate], settings: Settings) ->
     models = [one for one in usual if one.is_recurrent]
     if len(models) > _MOST_MODELS:
         raise CheckpointError(file, f"holds more than {_MOST_MODELS} models")
-    different = _different(file, models) or [max(usual, key=lambda one: len(one.tensors))]
+    likely = models or [max(usual, key=lambda one: len(one.tensors))]
+    for one in likely:
+        _check_names(file, one)
+    different = _different(file, likely)
     if len(different) == 1:
         return different[0]
     return _named(file, different, settings)
 
 
+def _check_names(file: Path, candidate: _Candidate) -> None:
+    """Raise CheckpointError for a name that is none."""
+    longest = max(map(len, candidate.tensors), default=0)
+    if longest > _LONGEST_NAME:
+        raise CheckpointError(file, f"a tensor has a name of {longest:,} characters")
+
+
 def _may_be_model(path: str) -> bool:
-    return _NOT_A_MODEL.fullmatch(path) is None
+    return not any(_NOT_A_MODEL.fullmatch(part) for part in path.split("."))
 
 
 def _named(file: Path, models: Sequence[_Candidate], settings: Settings) -> _Candidate:
@@ -174,8 +184,6 @@ def _with_siblings(chosen: _Candidate, candidates: Sequence[_Candidate]) -> _Can
 
 
 def _array(file: Path, name: str, tensor: Tensor) -> NDArray[Any]:
-    if len(name) > _LONGEST_NAME:
-        raise CheckpointError(file, f"a tensor has a name of {len(name):,} characters")
     if isinstance(tensor, OddTensor):
         raise CheckpointError(file, f"{name!r} is a {tensor.kind}, which is not read")
     try:

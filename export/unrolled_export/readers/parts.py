@@ -28,6 +28,7 @@ _FOREIGN = {
     "a cell with peepholes, which this release does not serve": r".*(peephole|weight_c[ifoh]\b)",
 }
 """What tensors and classes may belong to, by their names: each can not be served."""
+_MOST_MATRICES = 24
 _NORM_CLASSES = ("LayerNorm", "BatchNorm1d")
 
 
@@ -105,13 +106,9 @@ def refuse_foreign(tensors: Tensors, recurrent: Sequence[Recurrent], modules: Mo
         for path, module in modules.items():
             if path and pattern.match(module.class_name):
                 raise tensors.error(f"module {path} ({module.class_name}) is {reason}")
-    for part in recurrent:
+    for prefix in (part.prefix for part in recurrent if part.name):
         for name in tensors.left:
-            if (
-                part.name
-                and _NORM.match(name.removeprefix(part.prefix))
-                and name.startswith(part.prefix)
-            ):
+            if name.startswith(prefix) and _NORM.match(name.removeprefix(prefix)):
                 raise tensors.error(f"tensors left over: {tensors.shown(name)}, of {_INSIDE}")
 
 
@@ -129,7 +126,7 @@ def find_norms(tensors: Tensors, modules: Modules) -> tuple[Norm, ...]:
 def find_matrices(tensors: Tensors) -> tuple[Matrix, ...]:
     """Every distinct matrix among the tensors left. Sets repetitions of biases aside."""
     names = [name for name in tensors.left if len(tensors.shape(name)) == 2]
-    if len(names) > MOST_PARTS:
+    if len(names) > _MOST_MATRICES:
         raise tensors.error(f"{len(names)} matrices, more than this release reads")
     groups: list[list[str]] = []
     for name in names:

@@ -19,12 +19,7 @@ from unrolled_export.network import Activation, Cell, Network
 from unrolled_export.readers.activations import Activations, find_activations
 from unrolled_export.readers.assembly import Assembly
 from unrolled_export.readers.chains import Chain
-from unrolled_export.readers.hints import (
-    Hints,
-    find_cell,
-    refuse_said,
-    unknown_classes,
-)
+from unrolled_export.readers.hints import Hints, find_cell, refuse_said, unknown_classes
 from unrolled_export.readers.initial_states import InitialStates, fitted_initial, take_initial
 from unrolled_export.readers.module_info import Module, Modules
 from unrolled_export.readers.parts import Norm, Part, beside, refuse_foreign
@@ -102,18 +97,23 @@ def _text(
     tensors: Tensors, chain: Chain, cell: Cell, activations: Activations, initial: InitialStates
 ) -> str:
     """Which tensors were taken for what, in words and in the order of the computation."""
-    embedding = (
-        f"embedding {chain.ends.embedding.weight}" if chain.ends.embedding else "one-hot input"
-    )
+    embedding = chain.ends.embedding
+    start = "one-hot input"
+    if embedding is not None:
+        start = f"embedding {embedding.weight}{_followed(embedding, activations)}"
     parts = [_described(part, cell, activations) for part in chain.parts]
-    return ", ".join(
-        (embedding, *parts, *_initial_text(initial), _head_text(chain), *tensors.aside)
-    )
+    before_head = "" if activations.at_head is Activation.LINEAR else f"{activations.at_head} and "
+    head = f"{before_head}{_head_text(chain)}"
+    return ", ".join((start, *parts, *_initial_text(initial), head, *tensors.aside))
+
+
+def _followed(part: Part, activations: Activations) -> str:
+    activation = activations.after.get(part.name, Activation.LINEAR)
+    return "" if activation is Activation.LINEAR else f" with {activation}"
 
 
 def _described(part: Part, cell: Cell, activations: Activations) -> str:
-    activation = activations.after.get(part.name, Activation.LINEAR)
-    after = "" if activation is Activation.LINEAR else f" with {activation}"
+    after = _followed(part, activations)
     if isinstance(part, Recurrent):
         return f"{cell} {part.prefix}*{after}"
     if isinstance(part, Norm):
@@ -143,7 +143,7 @@ def _assumptions(chain: Chain, modules: Modules) -> Iterator[str]:
         if len(module.layers[0].keys() & {"bias_ih", "bias_hh"}) == 1:
             yield f"the bias that {module.name} lacks is zero"
     for part in chain.free:
-        if isinstance(part, Norm) and part.name not in modules:
-            yield f"{part.name} is a {'batch' if part.is_batch else 'layer'} norm"
+        if isinstance(part, Norm) and not part.is_batch and part.name not in modules:
+            yield f"{part.name} is a layer norm"
     if unknown := unknown_classes(modules):
         yield f"{', '.join(unknown)} applies its modules one after another, and nothing else"

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from unrolled_export.errors import CheckpointError, SettingNeeded
 from unrolled_export.network import Floats
 
+_LONGEST_NAME = 500
+
 
 class Tensors:
     """Arrays by name; remembers which have been taken."""
@@ -20,6 +22,8 @@ class Tensors:
         """Raises CheckpointError where a name would garble the messages that quote it."""
         self.file = file
         for name in arrays:
+            if len(name) > _LONGEST_NAME:
+                raise self.error(f"a tensor is called {name[:40]!r} and so on, which is too long")
             if not name.isprintable():
                 raise self.error(f"a tensor is called {name!r}, which is not printable")
         self._arrays = dict(arrays)
