@@ -27,6 +27,8 @@ from unrolled_export.parity import TOLERANCE
 from unrolled_export.reference import Tokens, initial_states
 from unrolled_export.runners import DRAW, EngineRunner
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
@@ -130,8 +132,8 @@ class _Fields:
 
     def numbers(self, key: str) -> Floats:
         values = self._list(key)
-        if not all(type(value) in (int, float) for value in values):
-            raise self.wrong(key, "a list of numbers")
+        if not all(type(value) in (int, float) and abs(value) <= _LARGEST for value in values):
+            raise self.wrong(key, "a list of finite numbers")
         return np.array(values, np.float32)
 
     def _list(self, key: str) -> list[Any]:

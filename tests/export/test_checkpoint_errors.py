@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import Arrays, letters, refusal, save, state_dict
+from support.checkpoints import (
+    Arrays,
+    convert,
+    letters,
+    read_manifest,
+    refusal,
+    save,
+    state_dict,
+)
 from torch import nn
 from unrolled_export.errors import ExportError
 from unrolled_export.readers import Settings, read_checkpoint
@@ -71,7 +79,7 @@ BAD_TENSORS: dict[str, tuple[Arrays, str]] = {
     ),
     "projection": (
         {**LSTM, "rnn.weight_hr_l0": zeros(2, 4)},
-        "rnn.weight_hr_l0 projects the hidden state (proj_size)",
+        "rnn.weight_hr_l0 [2, 4] should be [4, 4], to fit rnn.weight_hh_l0 [16, 4]",
     ),
     "bidirectional": (
         {**LSTM, "rnn.weight_ih_l0_reverse": zeros(16, 3)},
@@ -79,7 +87,7 @@ BAD_TENSORS: dict[str, tuple[Arrays, str]] = {
     ),
     "two modules": (
         {**LSTM, **renamed(state_dict(), "rnn.weight_ih_l0", "other.weight_ih_l0")},
-        "two recurrent modules, other.weight_ih_l0 and rnn.weight_ih_l0",
+        "no tensor other.weight_hh_l0",
     ),
     "missing layer": (without(LSTM, "rnn.weight_hh_l1"), "no tensor rnn.weight_hh_l1"),
     "missing bias": (without(LSTM, "rnn.bias_hh_l0"), "no tensor rnn.bias_hh_l0"),
@@ -135,7 +143,7 @@ SETTINGS: dict[str, tuple[str, list[str], str]] = {
     "unknown": (
         "lstm",
         ["color=red"],
-        "--set color: not a setting of this checkpoint (its settings: head, input)",
+        "--set color: not a setting of this checkpoint (its settings: head, head_activation, input, ",
     ),
     "of another cell": ("gru", ["nonlinearity=tanh"], "--set nonlinearity: not a setting"),
     "malformed": ("lstm", ["nonlinearity"], "--set nonlinearity: not of the form KEY=VALUE"),
@@ -256,8 +264,8 @@ def test_pickles_of_something_else(case: str, tmp_path: Path, capsys: Capture) -
 
 
 def test_other_kinds_of_file(tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "model.h5"
-    path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    path = tmp_path / "model.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     line = refusal([str(path)], tmp_path / "models", capsys)
     assert f"{path}: not a checkpoint that this release reads (" in line
 
@@ -318,13 +326,38 @@ def test_descriptions_of_our_own(case: str, tmp_path: Path, capsys: Capture) -> 
     assert expected in refusal([str(tmp_path)], tmp_path / "models", capsys)
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "model.json"])
-def test_a_folder_that_lacks_a_file(missing: str, tmp_path: Path, capsys: Capture) -> None:
-    save(tmp_path, state_dict())
+def test_a_folder_that_lacks_its_weights(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "model.json").write_text(json.dumps(DESCRIPTION))
-    (tmp_path / missing).unlink()
     line = refusal([str(tmp_path)], tmp_path / "models", capsys)
-    assert line.startswith(f"unrolled-export: {tmp_path / missing}: no such file")
+    assert line.startswith(f"unrolled-export: {tmp_path / 'model.safetensors'}: no such file")
+
+
+def test_a_folder_of_one_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, state_dict(), letters(5))
+    (tmp_path / "LICENSE").write_text("Five\nlines of\na licence,\nperhaps\nan old one\n")
+    model = read_manifest(convert([str(tmp_path)], tmp_path / "models"))
+    assert list(model.vocabulary.tokens) == [letter.encode() for letter in letters(5)]
+
+
+def test_a_folder_of_two_checkpoints(tmp_path: Path, capsys: Capture) -> None:
+    save(tmp_path, state_dict())
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    save(tmp_path, state_dict())
+    line = refusal([str(tmp_path)], tmp_path / "models", capsys)
+    assert "more than one checkpoint (model.safetensors, other.safetensors): name one" in line
+
+
+def test_a_folder_of_two_vocabularies(tmp_path: Path, capsys: Capture) -> None:
+    save(tmp_path, state_dict(), letters(5))
+    (tmp_path / "other.json").write_text(json.dumps(list("vwxyz")))
+    line = refusal([str(tmp_path)], tmp_path / "models", capsys)
+    assert "vocabularies that differ (other.json, vocab.json): add --vocab FILE" in line
+
+
+def test_a_folder_of_something_else(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "notes.md").write_text("nothing")
+    line = refusal([str(tmp_path)], tmp_path / "models", capsys)
+    assert line == f"unrolled-export: {tmp_path}: no file in this folder is a checkpoint"
 
 
 def test_a_name_that_is_none(tmp_path: Path, capsys: Capture) -> None:

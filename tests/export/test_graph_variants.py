@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,27 +50,23 @@ def several(weights: Weights, size: int) -> Sequence[Stage]:
 
 
 VARIANTS: dict[str, Callable[[], Network]] = {
-    **{f"{cell}": lambda cell=cell: network(cell) for cell in Cell},
-    **{f"{cell} one-hot": lambda cell=cell: network(cell, embedding=None) for cell in Cell},
-    **{f"{cell} norms": lambda cell=cell: network(cell, norms=True) for cell in Cell},
-    **{f"{cell} initial": lambda cell=cell: network(cell, initial=True) for cell in Cell},
-    **{f"lstm {gate}": lambda gate=gate: network(Cell.LSTM, gate=gate) for gate in HARD},
-    **{f"gru {gate}": lambda gate=gate: network(Cell.GRU, gate=gate) for gate in HARD},
+    **{f"{cell}": partial(network, cell) for cell in Cell},
+    **{f"{cell} one-hot": partial(network, cell, embedding=None) for cell in Cell},
+    **{f"{cell} norms": partial(network, cell, norms=True) for cell in Cell},
+    **{f"{cell} initial": partial(network, cell, initial=True) for cell in Cell},
+    **{f"lstm {gate}": partial(network, Cell.LSTM, gate=gate) for gate in HARD},
+    **{f"gru {gate}": partial(network, Cell.GRU, gate=gate) for gate in HARD},
     **{
-        f"gru before {gate}": lambda gate=gate: network(Cell.GRU, gate=gate, reset_after=False)
+        f"gru before {gate}": partial(network, Cell.GRU, gate=gate, reset_after=False)
         for gate in Gate
     },
-    "lstm projected": lambda: network(Cell.LSTM, projections=(4, 3)),
-    "lstm partly projected": lambda: network(Cell.LSTM, projections=(None, 3), embedding=None),
-    **{
-        f"gru {activation}": lambda activation=activation: network(
-            Cell.GRU, stages=dense(activation)
-        )
-        for activation in Activation
-    },
-    "rnn normalised": lambda: network(Cell.RNN_TANH, stages=normalised),
-    "lstm several stages": lambda: network(Cell.LSTM, stages=several),
-    "lstm everything": lambda: network(
+    "lstm projected": partial(network, Cell.LSTM, projections=(4, 3)),
+    "lstm partly projected": partial(network, Cell.LSTM, projections=(None, 3), embedding=None),
+    **{f"gru {kind}": partial(network, Cell.GRU, stages=dense(kind)) for kind in Activation},
+    "rnn normalised": partial(network, Cell.RNN_TANH, stages=normalised),
+    "lstm several stages": partial(network, Cell.LSTM, stages=several),
+    "lstm everything": partial(
+        network,
         Cell.LSTM,
         sizes=(7, 6, 8),
         projections=(4, None, 3),
@@ -78,7 +75,8 @@ VARIANTS: dict[str, Callable[[], Network]] = {
         gate=Gate.HARD_SIGMOID_SIXTH,
         initial=True,
     ),
-    "gru everything": lambda: network(
+    "gru everything": partial(
+        network,
         Cell.GRU,
         embedding=None,
         sizes=(9,),

@@ -112,7 +112,8 @@ def product_graph(weight: QuantizedWeight) -> onnxruntime.InferenceSession:
 def steps_of(states: Floats) -> NDArray[np.int64]:
     """States as whole steps of 1/127.5, after ONNX's definition of QuantizeLinear."""
     steps = np.rint(states / np.float32(1 / 127.5)) + 128
-    return np.clip(steps, 0, 255).astype(np.int64) - 128
+    whole: NDArray[np.int64] = np.clip(steps, 0, 255).astype(np.int64) - 128
+    return whole
 
 
 def whole_products(weight: QuantizedWeight, states: Floats) -> NDArray[np.int64]:
@@ -122,7 +123,8 @@ def whole_products(weight: QuantizedWeight, states: Floats) -> NDArray[np.int64]
     whole = np.rint(units)
     # Below 2**21 a float32 tells every whole number from its neighbours.
     assert np.abs(units - whole).max() < 0.25
-    return whole.astype(np.int64)
+    result: NDArray[np.int64] = whole.astype(np.int64)
+    return result
 
 
 def hard_states(size: int) -> Floats:
@@ -140,7 +142,7 @@ def hard_weights(size: int) -> Floats:
     unequal = ones / 127
     unequal[::2] = 1
     random = np.random.default_rng(1).normal(0, 0.3, (5, size)).astype(np.float32)
-    return np.stack([ones, -ones, unequal, -unequal, *random]) / np.float32(size)
+    return np.stack([ones, -ones, unequal, -unequal, *random]) * np.float32(1 / size)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 33, 64, 65, 130])

@@ -110,7 +110,7 @@ def expected_logprobs(model: Network, tokens: Tokens) -> Doubles:
     if model.embedding is None:
         values = nn.functional.one_hot(torch_tokens, V).double()
     else:
-        values = nn.Embedding.from_pretrained(_double(model.embedding))(torch_tokens)
+        values = nn.functional.embedding(torch_tokens, _double(model.embedding))
     before = starts(model, len(tokens))
     for index, layer in enumerate(model.layers):
         values = _normalised(layer.norm, values) if layer.norm else values

@@ -22,16 +22,17 @@ Modules = dict[str, Module]
 def randomise(model: nn.Module, seed: int = 0) -> None:
     """Weights large enough for a distribution that is far from uniform, and no two alike.
 
-    Hidden products stay small enough that a ReLU network does not grow without end.
+    Hidden products make vectors shorter, so that a ReLU network does not grow without end.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if not tensor.is_floating_point():
                 continue
-            gain = 0.7 if "weight_hh" in name else 1.5
-            scale = gain * tensor.shape[-1] ** -0.5 if tensor.dim() > 1 else 0.5
+            scale = 1.5 * tensor.shape[-1] ** -0.5 if tensor.dim() > 1 else 0.5
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+            if "weight_hh" in name:
+                tensor.mul_(0.9 / torch.linalg.matrix_norm(tensor, 2))
             if name.endswith("running_var"):
                 tensor.abs_().add_(0.5)
 

@@ -22,7 +22,12 @@ class TrainedFolder:
     kind = "a folder of `unrolled-export train`"
 
     def accepts(self, path: Path) -> bool:
-        return (path / "model.json").is_file()
+        description = path / "model.json"
+        if not description.is_file():
+            return False
+        # Keras calls its architectures model.json, too.
+        tensors = path / "model.safetensors"
+        return tensors.is_file() or FORMAT.partition("/")[0].encode() in description.read_bytes()
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
         tensors_file, description_file = path / "model.safetensors", path / "model.json"
