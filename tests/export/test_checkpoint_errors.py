@@ -143,7 +143,7 @@ SETTINGS: dict[str, tuple[str, list[str], str]] = {
     "unknown": (
         "lstm",
         ["color=red"],
-        "--set color: not a setting of this checkpoint (its settings: head, head_activation, input, ",
+        "--set color: not a setting of this checkpoint (its settings: head, ",
     ),
     "of another cell": ("gru", ["nonlinearity=tanh"], "--set nonlinearity: not a setting"),
     "malformed": ("lstm", ["nonlinearity"], "--set nonlinearity: not of the form KEY=VALUE"),

@@ -9,7 +9,6 @@ from typing import Any
 
 import onnx
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from support.checkpoints import convert, letters, read_manifest, refusal, save, state_dict
 from unrolled.fingerprint import fingerprint
 from unrolled.v1 import model_pb2
@@ -174,57 +173,3 @@ def test_weights_too_large_for_a_file(
     monkeypatch.setattr(portable_graph, "LARGEST_FILE", 100)
     line = refusal(save(tmp_path, state_dict(), letters(5)), tmp_path / "models", capsys)
     assert "bytes of weights do not fit in an ONNX file, which holds 100" in line
-
-
-def triton_message() -> type[Any]:
-    """The parts of Triton's `inference.ModelConfig` that matter here."""
-    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="triton")
-    fields = {
-        "ModelConfig": "s:name s:platform s:default_model_filename i:max_batch_size *Tensor:input "
-        "*Tensor:output Batching:sequence_batching",
-        "Tensor": "s:name s:data_type *i:dims b:zero_data",
-        "Batching": "u:max_sequence_idle_microseconds Oldest:oldest *State:state",
-        "Oldest": "i:max_candidate_sequences",
-        "State": "s:input_name s:output_name s:data_type *i:dims *Tensor:initial_state",
-    }
-    kinds = {"s": 9, "i": 5, "u": 4, "b": 8}
-    for name, specification in fields.items():
-        message = file.message_type.add(name=name)
-        for number, field in enumerate(specification.split(), 1):
-            kind, _, field_name = field.lstrip("*").partition(":")
-            message.field.add(
-                name=field_name,
-                number=number,
-                label=3 if field.startswith("*") else 1,
-                type=kinds.get(kind, 11),
-                type_name=None if kind in kinds else f".triton.{kind}",
-            )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("triton.ModelConfig"))
-
-
-def test_triton_configuration(tmp_path: Path) -> None:
-    folder = convert(save(tmp_path, state_dict("lstm", layers=2), letters(5)), tmp_path / "models")
-    # The text format writes the values of enums bare; as strings they need no declaration here.
-    text = (folder.parent / "config.pbtxt").read_text()
-    text = text.replace("TYPE_INT64", '"TYPE_INT64"').replace("TYPE_FP32", '"TYPE_FP32"')
-    config = triton_message()()
-    text_format.Parse(text, config)
-    assert config.name == folder.parent.name
-    assert config.platform == "onnxruntime_onnx"
-    assert (folder / config.default_model_filename).exists()
-    assert config.max_batch_size >= 1
-    graph = onnx.load(folder / "model.onnx").graph
-    states = config.sequence_batching.state
-    assert {value.name for value in graph.input} == {"tokens", *(s.input_name for s in states)}
-    assert {value.name for value in graph.output} == {"logits", *(s.output_name for s in states)}
-    assert [(value.name, list(value.dims)) for value in config.input] == [("tokens", [-1])]
-    assert [(value.name, list(value.dims)) for value in config.output] == [("logits", [-1, 5])]
-    for state in states:
-        (initial,) = state.initial_state
-        assert list(state.dims) == list(initial.dims) == [4]
-        assert initial.zero_data
-    # Triton pairs states by sorted name.
-    by_input = sorted(states, key=lambda state: state.input_name)
-    assert by_input == sorted(states, key=lambda state: state.output_name)
