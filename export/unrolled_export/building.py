@@ -8,7 +8,7 @@ from unrolled_export.network import Network
 from unrolled_export.parity import Parity, check_parity
 from unrolled_export.portable_graph import portable_graph
 from unrolled_export.precision import Precision, quantized, rounded
-from unrolled_export.progress import Progress
+from unrolled_export.progress import Progress, no_progress
 from unrolled_export.repository import ENGINE, PORTABLE
 from unrolled_export.runners import EngineRunner
 from unrolled_export.step_graph import step_graph
@@ -30,8 +30,13 @@ class Build:
     """Size of the base's file."""
 
 
-def build(network: Network, precision: Precision) -> Build:
+def build(network: Network, precision: Precision, progress: Progress = no_progress) -> Build:
     """Raises GraphError or PrecisionError where the graphs cannot be made."""
+    with progress("building", None):
+        return _build(network, precision)
+
+
+def _build(network: Network, precision: Precision) -> Build:
     base_graph = engine_graph = step_graph(network).SerializeToString(deterministic=True)
     base = engine = _runner(network, base_graph)
     if precision is not Precision.FP32:

@@ -6,7 +6,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from unrolled_export.building import build, check
+from unrolled_export.building import Build, build, check
 from unrolled_export.evaluate import evaluate_build
 from unrolled_export.manifest import make_manifest, manifest_json, parity_message
 from unrolled_export.precision import Precision
@@ -35,7 +35,7 @@ def convert(arguments: argparse.Namespace) -> int:
     checkpoint, vocabulary = read_model(path, settings, arguments)
     network = checkpoint.network
     outputs = read_reference(Path(arguments.reference), network) if arguments.reference else None
-    built = build(network, Precision(arguments.precision))
+    built = build(network, Precision(arguments.precision), progress_bar)
     agreement = check_reference(outputs, network, built.base) if outputs else None
     parity = check(built, progress_bar)
     text = Path(arguments.evaluate) if arguments.evaluate else None
@@ -52,12 +52,19 @@ def convert(arguments: argparse.Namespace) -> int:
         files,
         _source(checkpoint),
     )
-    report = Report(checkpoint, vocabulary, model, agreement)
-    speeds = {} if built.engine is built.base else speed_ratios(network, built.engine, built.base)
+    speeds = _speeds(built)
     files[MANIFEST] = manifest_json(model)
     folder = repository.add(name, version, files, triton_files(name, network))
+    report = Report(checkpoint, vocabulary, model, agreement)
     print(report.text(built, speeds, evaluated, folder))
     return 0
+
+
+def _speeds(built: Build) -> dict[int, float]:
+    """Speed over fp32 by batch size; empty where that is the precision."""
+    if built.engine is built.base:
+        return {}
+    return speed_ratios(built.network, built.engine, built.base, progress_bar)
 
 
 def own_name(path: Path) -> str:

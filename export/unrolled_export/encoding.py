@@ -1,8 +1,9 @@
 """Texts of any length to tokens, a part at a time, for evaluation.
 
 A part ends where the tokens of the text are surely those of its parts: in front of a character
-or byte, of the beginning of a group, of a word. Tokenizers are given parts that end with a line,
-and a line that is longer than a part is cut between words.
+or byte, of the beginning of a group, of a word. What a tokenizer makes of a word may depend on
+what is around it, and on whether it begins the text: it is given every part behind some of the
+text before it, and the part ends where more text leaves its tokens as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import codecs
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from unrolled.v1 import model_pb2
@@ -19,8 +22,17 @@ from unrolled.v1 import model_pb2
 from unrolled_export.errors import TextError
 from unrolled_export.reference import Tokens
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 PART = 1 << 13
 """Bytes read at a time."""
+
+CONTEXT = 1 << 8
+"""Characters in front of a part that a tokenizer sees with it, at most."""
+TRIES = 32
+
+_SPACES = re.compile(r"(?<=\S)\s")
 
 Encode = Callable[[str], list[int]]
 """Ids of a text. Raises _Unknown."""
@@ -51,20 +63,22 @@ def read_parts(
 
     Raises TextError where the text is not UTF-8 or has a part that the vocabulary lacks.
     """
-    encode, cut = _encoder(vocabulary, files)
-    held, offset = "", 0
+    encode, cut, context = _encoder(vocabulary, files)
+    # `held` begins at character `offset` of the text, and with `known` characters of context.
+    held, offset, known = "", 0, 0
     for text, size, is_last in _texts(path):
         held += text
-        end = len(held) if is_last else cut(held)
         try:
-            ids = encode(held[:end])
+            end = len(held) if is_last else max(known, cut(held))
+            ids = encode(held[:end])[len(encode(held[:known])) :]
         except _Unknown as error:
             raise TextError(
                 f"{path}: {held[error.offset]!r} at character {offset + error.offset} is not in "
                 f"the vocabulary of {vocabulary.size} tokens"
             ) from error
-        yield Part(np.array(ids, np.int64), end, size)
-        held, offset = held[end:], offset + end
+        yield Part(np.array(ids, np.int64), end - known, size)
+        begin = max(0, end - context)
+        held, offset, known = held[begin:], offset + begin, end - begin
 
 
 def _texts(path: Path) -> Iterator[tuple[str, int, bool]]:
@@ -85,20 +99,25 @@ def _texts(path: Path) -> Iterator[tuple[str, int, bool]]:
 
 def _encoder(
     vocabulary: model_pb2.Vocabulary, files: Mapping[str, bytes]
-) -> tuple[Encode, Callable[[str], int]]:
-    """How a vocabulary encodes, and where a text may be cut."""
+) -> tuple[Encode, Callable[[str], int], int]:
+    """How a vocabulary encodes, where a text may be cut, and how many characters a tokenizer has
+    to see in front of a part."""
     unknown = vocabulary.unknown_token if vocabulary.HasField("unknown_token") else None
     tokens = list(vocabulary.tokens)
     kinds = model_pb2.Vocabulary
     if vocabulary.kind == kinds.KIND_BYTE:
-        return _bytes(tokens, unknown), len
+        return _bytes(tokens, unknown), len, 0
     if vocabulary.kind == kinds.KIND_WORD:
-        return _words(tokens, unknown), _between_words
-    if vocabulary.kind == kinds.KIND_TOKENIZER:
-        return _tokenizer(files["tokenizer.json"]), _between_lines
-    if vocabulary.kind == kinds.KIND_SENTENCEPIECE:
-        return _sentencepiece(files["tokenizer.model"]), _between_lines
-    return _groups(tokens, unknown)
+        return _words(tokens, unknown), _between_words, 0
+    if vocabulary.kind in (kinds.KIND_TOKENIZER, kinds.KIND_SENTENCEPIECE):
+        is_tokenizer = vocabulary.kind == kinds.KIND_TOKENIZER
+        encode = (
+            _tokenizer(files["tokenizer.json"])
+            if is_tokenizer
+            else _sentencepiece(files["tokenizer.model"])
+        )
+        return encode, lambda text: _between_pieces(encode, text), CONTEXT
+    return *_groups(tokens, unknown), 0
 
 
 def _groups(tokens: list[bytes], unknown: int | None) -> tuple[Encode, Callable[[str], int]]:
@@ -161,7 +180,34 @@ def _tokenizer(content: bytes) -> Encode:
     # Settings of a training that saved them with its tokenizer.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+    is_known = cache(lambda character: _has_tokens(tokenizer, character))
+
+    def encode(text: str) -> list[int]:
+        if not all(map(is_known, set(text))):
+            raise _Unknown(next(k for k, c in enumerate(text) if not is_known(c)))
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    return encode
+
+
+def _has_tokens(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether tokens stand for all of a character.
+
+    What a BPE without an unknown token lacks it leaves out, and other models fail at.
+    """
+    normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    normal = character if normalizer is None else normalizer.normalize_str(character)
+    words = [normal]
+    if pre_tokenizer is not None:
+        words = [word for word, _ in pre_tokenizer.pre_tokenize_str(normal)]
+    try:
+        made = [[token.value for token in tokenizer.model.tokenize(word)] for word in words if word]
+    # The library raises nothing more precise.
+    except Exception:
+        return False
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    whole = (len("".join(values)) >= len(word) for word, values in zip(words, made, strict=False))
+    return unknown is not None or not normal.strip() or all(whole)
 
 
 def _sentencepiece(content: bytes) -> Encode:
@@ -176,6 +222,14 @@ def _between_words(text: str) -> int:
     return max((text.rfind(space) for space in " \n\t"), default=0) if text.split() else 0
 
 
-def _between_lines(text: str) -> int:
-    """Behind the last line; in front of the last word of a line that has no end."""
-    return text.rfind("\n") + 1 or max(0, text.rfind(" "))
+def _between_pieces(encode: Encode, text: str) -> int:
+    """The last place in front of which the tokens are those of the whole text as well; 0 where a
+    few tries find none. Behind the context, between words, or in one long word anywhere."""
+    places = [match.start() for match in _SPACES.finditer(text, CONTEXT + 1)]
+    places = places or list(range(CONTEXT + 1, len(text) - CONTEXT))
+    whole = encode(text) if places else []
+    for place in reversed(places[-TRIES:]):
+        before = encode(text[:place])
+        if whole[: len(before)] == before:
+            return place
+    return 0

@@ -35,7 +35,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     else:
         settings = Settings(arguments.set, allow_pickle=arguments.allow_pickle)
         checkpoint, own = read_model(path, settings, arguments)
-        comparison = evaluate_build(build(checkpoint.network, Precision.FP32), own, text)
+        comparison = evaluate_build(
+            build(checkpoint.network, Precision.FP32, progress_bar), own, text
+        )
     print(costs(comparison.evaluations[-1]))
     return 0
 

@@ -104,7 +104,8 @@ class _Inspection:
 
 def _described(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Iterator[Line]:
     network = checkpoint.network
-    yield "checkpoint", ", ".join(str(file) for file in checkpoint.files)
+    first, *others = checkpoint.files
+    yield "checkpoint", f"{first}{f' and {len(others)} more' if others else ''}"
     yield "read as", checkpoint.reading
     yield from (("assumed", phrase) for phrase in checkpoint.assumptions)
     yield "cell", _cell(network)

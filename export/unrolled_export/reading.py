@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from unrolled_export.progress import progress_bar
 from unrolled_export.readers import Checkpoint, Settings, read_checkpoint
 from unrolled_export.vocabulary import Vocabulary
 from unrolled_export.vocabulary_choice import KINDS, choose_vocabulary
@@ -23,7 +24,8 @@ def read_network(path: Path, settings: Settings) -> Checkpoint:
     # The vocabulary's settings are asked for first: the reading ends with a look at what nobody
     # has asked for.
     _vocabulary_settings(settings)
-    return read_checkpoint(path, settings)
+    with progress_bar(f"reading {path.name}", None):
+        return read_checkpoint(path, settings)
 
 
 def read_tokens(

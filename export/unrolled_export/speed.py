@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from unrolled_export.network import Network
+from unrolled_export.progress import Advance, Progress
 from unrolled_export.reference import initial_states
 from unrolled_export.runners import EngineRunner
 
@@ -18,16 +19,22 @@ SECONDS = 0.15
 """Of one turn, at least."""
 
 
-def speed_ratios(network: Network, engine: EngineRunner, base: EngineRunner) -> dict[int, float]:
+def speed_ratios(
+    network: Network, engine: EngineRunner, base: EngineRunner, progress: Progress
+) -> dict[int, float]:
     """By batch size: tokens per second of `engine` over those of `base`, best of the rounds."""
-    return {rows: _ratio(network, engine, base, rows) for rows in BATCHES}
+    with progress("measuring", len(BATCHES) * ROUNDS) as advance:
+        return {rows: _ratio(network, engine, base, rows, advance) for rows in BATCHES}
 
 
-def _ratio(network: Network, engine: EngineRunner, base: EngineRunner, rows: int) -> float:
+def _ratio(
+    network: Network, engine: EngineRunner, base: EngineRunner, rows: int, advance: Advance
+) -> float:
     best: dict[EngineRunner, float] = {}
     for _ in range(ROUNDS):
         for runner in (base, engine):
             best[runner] = max(best.get(runner, 0.0), _rate(network, runner, rows))
+        advance(1)
     return best[engine] / best[base]
 
 

@@ -275,6 +275,18 @@ def test_modules_may_tell_it_all() -> None:
     assert "the parts follow one another as rnns, norm, dense" in reading.assumptions
 
 
+def test_the_place_of_a_list_does_not_tell_what_runs_between_its_parts() -> None:
+    parts = {"norm": nn.LayerNorm(H), "rnns": list_of(nn.LSTM(H, H), nn.LSTM(H, H))}
+    whole = model(embed=nn.Embedding(V, H), **parts, fc=nn.Linear(H, V))
+    with pytest.raises(SettingNeeded) as caught:
+        recognition.read(whole.state_dict(), modules=modules_of(whole))
+    assert set(caught.value.choices) == {
+        "norm,rnns.0,rnns.1",
+        "rnns.0,norm,rnns.1",
+        "rnns.0,rnns.1,norm",
+    }
+
+
 @pytest.mark.parametrize(("place", "stages"), [("before", 0), ("after", 1)])
 def test_the_user_says_where_a_norm_is(place: str, stages: int) -> None:
     tensors = square(norm=nn.LayerNorm(H)).state_dict()

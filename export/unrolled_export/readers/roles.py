@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, groupby
+from itertools import combinations, count, groupby
 
 from unrolled_export.errors import SettingError
 from unrolled_export.readers.chains import Chain, TooManyOrders, find_chains
@@ -157,11 +157,34 @@ def _order(chain: Chain) -> str:
 
 
 def _is_registered(chain: Chain, modules: Modules) -> bool:
-    """Whether the pickled model registers all parts, in the order of the chain."""
+    """Whether the pickled model registers all parts, and nowhere in another order.
+
+    A container holds its parts together whatever runs between them, unless it is nn.Sequential:
+    its place among other parts tells nothing.
+    """
+    names = [part.name for part in chain.parts]
     places = {path: place for place, path in enumerate(modules)}
-    order = [places.get(part.name) for part in chain.parts]
-    known = [place for place in order if place is not None]
-    return len(known) == len(order) and known == sorted(known)
+    spread = {path for path in modules if _is_spread(path, names, modules)}
+    pairs = [_parted(one, other) for one, other in combinations(names, 2)]
+    return all(name in places for name in names) and all(
+        places.get(one, 0) <= places.get(other, 0)
+        for one, other in pairs
+        if not {one, other} & spread
+    )
+
+
+def _is_spread(path: str, names: Sequence[str], modules: Modules) -> bool:
+    inside = [name for name in names if name.startswith(f"{path}.")]
+    return len(inside) > 1 and modules[path].class_name != "Sequential"
+
+
+def _parted(one: str, other: str) -> tuple[str, str]:
+    """Two paths, each up to the component where they part."""
+    first, second = one.split("."), other.split(".")
+    shared = 1
+    while first[:shared] == second[:shared] and shared < min(len(first), len(second)):
+        shared += 1
+    return ".".join(first[:shared]), ".".join(second[:shared])
 
 
 def _place_evidence(chain: Chain) -> int:
