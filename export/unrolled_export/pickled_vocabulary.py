@@ -32,8 +32,8 @@ def read_pickled(content: bytes, path: Path, *, allow_pickle: bool) -> object:
     Raises CheckpointError where it is damaged, and PickleNeeded where it is an object of a class.
     """
     # Some readers read vocabulary files: this module must not need their package to be imported.
-    from unrolled_export.readers.pickle_names import Names
-    from unrolled_export.readers.pickles import load_pickle
+    from unrolled_export.readers.pickling.machine import load_pickle
+    from unrolled_export.readers.pickling.names import Names
 
     names = Names(path, len(content), None)
     value = load_pickle(path, io.BytesIO(content), names)
@@ -43,8 +43,8 @@ def read_pickled(content: bytes, path: Path, *, allow_pickle: bool) -> object:
 
 def _plain(value: object, depth: int = 0) -> object:
     """A value without the object around its container."""
-    from unrolled_export.readers.inert import Opaque
-    from unrolled_export.readers.numpy_pickles import NumpyArray
+    from unrolled_export.readers.pickling.inert import Opaque
+    from unrolled_export.readers.pickling.numpy_arrays import NumpyArray
 
     if isinstance(value, NumpyArray):
         return value.load().tolist() if value.items is None else value.items

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 from unrolled_export.errors import CheckpointError
-from unrolled_export.readers.pytorch import PytorchFile
+from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
 

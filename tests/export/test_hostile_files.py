@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import nn
 from unrolled_export.errors import CheckpointError, ExportError, PickleNeeded
-from unrolled_export.readers.pytorch import PytorchFile
+from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
+from unrolled_export.readers.pytorch_files.torch_file import read_tree
 from unrolled_export.readers.settings import Settings
-from unrolled_export.readers.torch_file import read_tree
 
 MEMORY = 2**30
 """What reading a file of a few kilobytes may take of the address space."""

@@ -19,7 +19,7 @@ from torch import nn
 from unrolled_export.errors import CheckpointError
 from unrolled_export.network import Cell, Network
 from unrolled_export.portable_graph import portable_graph
-from unrolled_export.readers.onnx_file import OnnxFile
+from unrolled_export.readers.onnx_files.checkpoint import OnnxFile
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
 from unrolled_export.reference_numpy import NumpyReference

@@ -16,8 +16,8 @@ from support.recognition import StateDict, ids, logprobs, modules_of, randomise,
 from torch import Tensor, nn
 from torch.nn import functional
 from unrolled_export.errors import SettingNeeded
-from unrolled_export.readers.module_info import Module
-from unrolled_export.readers.state_dict import Reading
+from unrolled_export.readers.pytorch_files.module_info import Module
+from unrolled_export.readers.state_dicts.state_dict import Reading
 
 ACTIVATIONS = {"linear": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 NORMS = ("layer", "batch", None)

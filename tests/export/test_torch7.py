@@ -17,8 +17,8 @@ from unrolled_export.errors import CheckpointError
 from unrolled_export.network import Cell, Network
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
-from unrolled_export.readers.t7_file import Table, load
-from unrolled_export.readers.torch7 import Torch7File
+from unrolled_export.readers.torch7_files.checkpoint import Torch7File
+from unrolled_export.readers.torch7_files.t7_file import Table, load
 from unrolled_export.reference_numpy import NumpyReference
 
 Array = NDArray[Any]

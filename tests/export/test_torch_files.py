@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from unrolled_export.errors import CheckpointError, PickleNeeded, SettingNeeded
-from unrolled_export.readers.inert import Opaque
-from unrolled_export.readers.module_tree import FoundModel, find_model
-from unrolled_export.readers.numpy_pickles import NumpyArray
-from unrolled_export.readers.pytorch import PytorchFile
+from unrolled_export.readers.pickling.inert import Opaque
+from unrolled_export.readers.pickling.numpy_arrays import NumpyArray
+from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
+from unrolled_export.readers.pytorch_files.module_tree import FoundModel, find_model
+from unrolled_export.readers.pytorch_files.storage import StoredTensor
+from unrolled_export.readers.pytorch_files.torch_file import is_torch_file, read_tree
 from unrolled_export.readers.settings import Settings
-from unrolled_export.readers.torch_file import is_torch_file, read_tree
-from unrolled_export.readers.torch_storage import StoredTensor
 
 SHARED = Path("../shared/models")
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 from unrolled_export.network import Network
-from unrolled_export.readers.module_info import Module
+from unrolled_export.readers.pytorch_files.module_info import Module
 from unrolled_export.readers.settings import Settings
-from unrolled_export.readers.state_dict import Reading, read_state_dict
+from unrolled_export.readers.state_dicts.state_dict import Reading, read_state_dict
 from unrolled_export.readers.tensors import Tensors
 from unrolled_export.reference_numpy import NumpyReference
 

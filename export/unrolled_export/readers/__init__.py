@@ -6,14 +6,14 @@ from pathlib import Path
 
 from unrolled_export.errors import CheckpointError
 from unrolled_export.readers.folder import CheckpointFolder
-from unrolled_export.readers.keras import KerasFile
+from unrolled_export.readers.keras_files.checkpoint import KerasFile
 from unrolled_export.readers.ml5 import Ml5Folder
-from unrolled_export.readers.onnx_file import OnnxFile
-from unrolled_export.readers.pytorch import PytorchFile
+from unrolled_export.readers.onnx_files.checkpoint import OnnxFile
+from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
 from unrolled_export.readers.reader import Checkpoint, Reader
 from unrolled_export.readers.safetensors_ import SafetensorsFile
 from unrolled_export.readers.settings import Settings
-from unrolled_export.readers.torch7 import Torch7File
+from unrolled_export.readers.torch7_files.checkpoint import Torch7File
 from unrolled_export.readers.trained import TrainedFolder
 
 __all__ = ["READERS", "Checkpoint", "Reader", "Settings", "read_checkpoint"]

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from unrolled_export.errors import CheckpointError
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
-from unrolled_export.readers.state_dict import read_state_dict
+from unrolled_export.readers.state_dicts.state_dict import read_state_dict
 from unrolled_export.readers.tensors import Tensors
 
 

@@ -11,7 +11,7 @@ from unrolled_export.network import Cell
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.safetensors_ import read_tensors
 from unrolled_export.readers.settings import Settings
-from unrolled_export.readers.state_dict import read_state_dict
+from unrolled_export.readers.state_dicts.state_dict import read_state_dict
 
 FORMAT = "unrolled-checkpoint/1"
 

@@ -1,0 +1,123 @@
+"""The vocabulary that a file of `torch.save` holds beside its model, recognised by structure.
+
+A list of as many different texts as the network has tokens, a map between texts and all of the
+ids 0, 1, 2 and so on, or a text of that many different characters. Sets have no order and say
+nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.pickling.inert import Opaque
+from unrolled_export.readers.pickling.numpy_arrays import NumpyArray
+from unrolled_export.readers.pytorch_files.object_tree import children, walk
+
+_TELLING = re.compile(
+    r"token|char|voca?b|dict|itos|stoi|alphabet|letter|symbol|word|(idx|ix|int|id|index|unit)_?(2|to)"
+    r"|(2|to)_?(idx|ix|int|id|index|unit)",
+    re.IGNORECASE,
+)
+"""Names that a vocabulary is likely to have."""
+_NAMES_OF_WEIGHTS = re.compile(r"_flat_weights.*|_all_weights|_parameters|_buffers|_modules")
+_FEWEST_CHARACTERS = 10
+"""Of a vocabulary in one text: shorter texts are words."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    tokens: tuple[str, ...]
+
+
+def find_vocabulary(file: Path, tree: object, size: int) -> tuple[str, ...] | None:
+    """Tokens in id order, bytes that are not UTF-8 surrogate-escaped; None where there are none.
+
+    Raises CheckpointError where the file holds different vocabularies of this size.
+    """
+    found = [_Found(name, tokens) for name, tokens in _vocabularies(tree, size)]
+    telling = [one for one in found if _TELLING.search(one.name)] or found
+    if not telling:
+        return None
+    first = telling[0]
+    for other in telling[1:]:
+        if other.tokens != first.tokens:
+            raise CheckpointError(
+                file,
+                f"holds different vocabularies of {size} tokens, {first.name} and {other.name}: "
+                "add --vocab FILE",
+            )
+    return first.tokens
+
+
+def _vocabularies(tree: object, size: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for place in walk(tree):
+        if any(_NAMES_OF_WEIGHTS.fullmatch(part) for part in place.path[-1:]):
+            continue
+        if tokens := _tokens(place.value, size):
+            yield place.name, tokens
+        for name, value in _texts(place.value, size):
+            yield f"{place.name}.{name}".removeprefix(".."), value
+
+
+def _texts(value: object, size: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Texts of different characters directly in a map or object."""
+    if size < _FEWEST_CHARACTERS or not isinstance(value, (dict, Opaque)):
+        return
+    for name, text in children(value):
+        if isinstance(text, str) and len(text) == size == len(set(text)):
+            yield name, tuple(text)
+
+
+def _tokens(value: object, size: int) -> tuple[str, ...] | None:
+    """The vocabulary that a value is, None where it is none of this size."""
+    if isinstance(value, NumpyArray):
+        value = _listed(value)
+    if isinstance(value, Opaque) and value.class_name.endswith("set"):
+        return None
+    if isinstance(value, Opaque):
+        return _of_list(value.items, size) or _of_map(value.entries, size)
+    if isinstance(value, dict):
+        return _of_map(value, size)
+    return _of_list(value, size) if isinstance(value, (list, tuple)) else None
+
+
+def _listed(array: NumpyArray) -> list[object]:
+    if array.items is not None:
+        return array.items
+    texts: list[object] = array.array.tolist() if _is_text(array) else []
+    return texts
+
+
+def _is_text(array: NumpyArray) -> bool:
+    return array.array.dtype.kind in "US" and array.array.ndim == 1
+
+
+def _of_list(values: Sequence[object], size: int) -> tuple[str, ...] | None:
+    if len(values) != size or not all(isinstance(value, (str, bytes)) for value in values):
+        return None
+    tokens = tuple(_text(value) for value in values)
+    return tokens if len(set(tokens)) == size else None
+
+
+def _of_map(entries: Mapping[object, object], size: int) -> tuple[str, ...] | None:
+    """A map from texts to ids, or from ids to texts."""
+    if len(entries) != size:
+        return None
+    by_id: dict[object, object] = dict(entries)
+    if all(isinstance(key, (str, bytes)) for key in entries):
+        by_id = {index: key for key, index in entries.items() if _is_id(index, size)}
+    values = [by_id.get(index) for index in range(size)]
+    return _of_list(values, size)
+
+
+def _is_id(value: object, size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < size
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)

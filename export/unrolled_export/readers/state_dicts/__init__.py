@@ -1,0 +1,1 @@
+"""Networks in the tensors of PyTorch state dicts, recognised by structure."""

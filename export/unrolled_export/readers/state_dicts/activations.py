@@ -1,0 +1,199 @@
+"""The activations between the parts of a network, which a state dict does not hold.
+
+In a pickled model an activation that is a module inside nn.Sequential has a clear place: right
+after the part before it there. Any other, and whatever `forward` does by functions, the user has
+to tell; what one published family alone does is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from unrolled_export.network import Activation
+from unrolled_export.readers.pytorch_files.module_info import Modules
+from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.state_dicts.chains import Chain
+from unrolled_export.readers.state_dicts.parts import Matrix
+from unrolled_export.readers.tensors import Tensors
+
+_SERVED = {"ReLU": Activation.RELU, "Tanh": Activation.TANH, "Sigmoid": Activation.SIGMOID}
+_NOT_SERVED = frozenset(
+    {
+        "CELU",
+        "ELU",
+        "GELU",
+        "GLU",
+        "Hardshrink",
+        "Hardsigmoid",
+        "Hardswish",
+        "Hardtanh",
+        "LeakyReLU",
+        "LogSigmoid",
+        "Mish",
+        "PReLU",
+        "ReLU6",
+        "RReLU",
+        "SELU",
+        "SiLU",
+        "Softmin",
+        "Softplus",
+        "Softshrink",
+        "Softsign",
+        "Tanhshrink",
+        "Threshold",
+    }
+)
+ACTIVATION_CLASSES = _NOT_SERVED | _SERVED.keys()
+_LINEAR_NAMES = {"proj": "flair", "additional_fc": "fairseq"}
+"""Stages before the head without an activation, by the family that names them so."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What is applied to the output of each part, by the part's name."""
+
+    after: dict[str, Activation]
+    at_head: Activation
+    """What is applied to the input of the head, beside that."""
+    assumptions: tuple[str, ...]
+
+
+def find_activations(
+    tensors: Tensors, chain: Chain, settings: Settings, modules: Modules
+) -> Activations:
+    """Every activation of the chain.
+
+    Settings: `head_activation` after linear stages behind the recurrent layers, or without any
+    before the head; `input_activation` after linear stages before the recurrent layers, or
+    without any after the embedding. Raises CheckpointError and SettingNeeded.
+    """
+    placed, unclear = _placed(tensors, chain, modules)
+    known = placed.keys() | _known_linear(chain, modules)
+    before = [part.name for part in _matrices(chain.before) if part.name not in known]
+    after = [part.name for part in _matrices(chain.after) if part.name not in known]
+    conventions = _conventions(settings, after, unclear)
+    if len(conventions) < len(after) or unclear:
+        _need(tensors, settings, "head_activation", after, unclear)
+    if before:
+        _need(tensors, settings, "input_activation", before, {})
+    if not before and chain.ends.embedding is not None:
+        before = [chain.ends.embedding.name]
+    at_head = _chosen(settings, "head_activation")
+    at_input = dict.fromkeys(before, _chosen(settings, "input_activation"))
+    return Activations(
+        {**at_input, **dict.fromkeys(after, at_head), **placed},
+        Activation.LINEAR if after else at_head,
+        (
+            *(f"no activation after {name}, as in {family}" for name, family in conventions),
+            *(f"{path} ({kind}) is applied nowhere else" for path, kind in unclear.items()),
+        ),
+    )
+
+
+def _chosen(settings: Settings, key: str) -> Activation:
+    return Activation(settings.choice(key, tuple(Activation)) or Activation.LINEAR)
+
+
+def _conventions(
+    settings: Settings, names: Sequence[str], unclear: dict[str, str]
+) -> list[tuple[str, str]]:
+    """Linear stages whose name tells that no activation follows, and the family that it is of;
+    none where the user or a module of the model has something to say about it."""
+    if unclear or settings.text("head_activation") is not None:
+        return []
+    families = [(name, _LINEAR_NAMES.get(name.rpartition(".")[2])) for name in names]
+    return [(name, family) for name, family in families if family is not None]
+
+
+def _matrices(parts: Sequence[object]) -> list[Matrix]:
+    return [part for part in parts if isinstance(part, Matrix)]
+
+
+def _need(
+    tensors: Tensors, settings: Settings, key: str, names: Sequence[str], unclear: dict[str, str]
+) -> None:
+    """Raise SettingNeeded where `key` is not set."""
+    if settings.choice(key, tuple(Activation)) is not None:
+        return
+    modules = " and ".join(f"module {path} ({kind})" for path, kind in unclear.items())
+    problem = f"{modules} may be applied before the head"
+    if not unclear:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        problem = f"an activation may follow {names[0]}{more}"
+    kinds = [_SERVED[kind] for kind in unclear.values() if kind in _SERVED]
+    choices = dict.fromkeys(kinds if unclear else (Activation.RELU, Activation.TANH))
+    raise tensors.unsettled(
+        f"{problem}, which the file does not tell", key, (Activation.LINEAR, *choices)
+    )
+
+
+def _placed(
+    tensors: Tensors, chain: Chain, modules: Modules
+) -> tuple[dict[str, Activation], dict[str, str]]:
+    """Activations by the part that they follow, and the class names of those of unclear place.
+
+    Raises CheckpointError for one that cannot be served where it is.
+    """
+    order = _path_names(chain)
+    placed: dict[str, Activation] = {}
+    unclear: dict[str, str] = {}
+    for path, module in modules.items():
+        if module.class_name not in ACTIVATION_CLASSES:
+            continue
+        before = _part_before(path, order, modules)
+        if before is None:
+            unclear[path] = module.class_name
+        elif before in placed or before == order[-1] or module.class_name not in _SERVED:
+            raise tensors.error(
+                f"module {path} ({module.class_name}) is applied to the output of {before}, which "
+                "this release does not serve"
+            )
+        else:
+            placed[before] = _SERVED[module.class_name]
+    return placed, unclear
+
+
+def _path_names(chain: Chain) -> list[str]:
+    """The names of the parts from the embedding to the head."""
+    embedding = [] if chain.ends.embedding is None else [chain.ends.embedding.name]
+    return [*embedding, *(part.name for part in chain.parts), chain.ends.head.name]
+
+
+def _part_before(path: str, order: Sequence[str], modules: Modules) -> str | None:
+    """The part whose output the module inside nn.Sequential reads; None where that is unclear."""
+    parent = path.rpartition(".")[0]
+    if not _is_sequential(parent, modules):
+        return None
+    earlier: list[str] = []
+    later: list[str] = []
+    for sibling in _children(parent, modules):
+        (later if path in earlier else earlier).append(sibling)
+    found = [name for name in earlier if name in order]
+    if found:
+        return found[-1]
+    following = [order.index(name) for name in later if name in order]
+    return order[following[0] - 1] if following and following[0] else None
+
+
+def _children(parent: str, modules: Modules) -> Iterator[str]:
+    """Paths of the modules directly inside, in order."""
+    for path in modules:
+        if path and path.rpartition(".")[0] == parent:
+            yield path
+
+
+def _is_sequential(path: str, modules: Modules) -> bool:
+    return path in modules and modules[path].class_name == "Sequential"
+
+
+def _known_linear(chain: Chain, modules: Modules) -> set[str]:
+    """Parts that nn.Sequential runs right before the next part: nothing hides in between."""
+    order = _path_names(chain)
+    return {
+        name
+        for name, following in pairwise(order)
+        if name.rpartition(".")[0] == following.rpartition(".")[0]
+        and _is_sequential(name.rpartition(".")[0], modules)
+    }

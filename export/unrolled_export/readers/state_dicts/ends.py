@@ -1,0 +1,104 @@
+"""Which matrices of a state dict may be its embedding and its head.
+
+Names differ from project to project, so shapes decide first: an embedding and a head have as
+many rows as there are tokens. Where shapes leave a choice, the bias beside a matrix and then its
+names tell which it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from unrolled_export.readers.state_dicts.parts import Matrix, module_of
+from unrolled_export.readers.tensors import Tensors
+
+BEFORE_NAME = re.compile(r"emb|input|(^|[._])(in|pre|first)([._]|$)", re.IGNORECASE)
+"""The name of something between the embedding and the recurrent layers."""
+_OUTPUT_EMBEDDING_NAME = re.compile(
+    r"(^|[._])out(put)?_?emb|emb[a-z]*_out(put)?([._]|$)", re.IGNORECASE
+)
+_EMBEDDING_NAME = re.compile(r"encod|lookup|wte", re.IGNORECASE)
+_HEAD_NAME = re.compile(
+    r"head|decod|linear|dense|out|logit|proj|classif|last|final|(^|[._])(fc|lo)\d*([._]|$)|wforward",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A choice of both."""
+
+    embedding: Matrix | None
+    """None for one-hot tokens."""
+    head: Matrix
+    """The embedding itself where the weights are tied."""
+
+    @property
+    def is_tied(self) -> bool:
+        return self.embedding is self.head
+
+    @property
+    def evidence(self) -> tuple[bool, int, int]:
+        """Whether no name speaks against it, how many tensors it uses (a matrix is not likely to
+        be something else if it may be one of the two), and how many names speak for it."""
+        heads = _looks(self.head)
+        if self.embedding is None:
+            return max(heads) < 1, 1, -heads[0]
+        if self.is_tied:
+            # A file that holds tied weights once may keep either name.
+            names = max(heads) - min(heads) if len(heads) > 1 else abs(heads[0])
+            return True, min(2, len(heads)), names
+        embeddings = _looks(self.embedding)
+        return min(embeddings) > -1 and max(heads) < 1, 2, embeddings[0] - heads[0]
+
+    def without(self, matrices: Sequence[Matrix]) -> tuple[Matrix, ...]:
+        """The other ones."""
+        return tuple(one for one in matrices if one is not self.embedding and one is not self.head)
+
+
+def possible_ends(matrices: Sequence[Matrix]) -> Iterator[Ends]:
+    """Every choice that the numbers of rows allow; an embedding has no bias."""
+    for embedding in (None, *matrices):
+        for head in matrices:
+            is_fitting = (
+                embedding is None
+                or embedding is head
+                or (embedding.outputs == head.outputs and embedding.bias is None)
+            )
+            if is_fitting:
+                yield Ends(embedding, head)
+
+
+def check_same_ends(tensors: Tensors, choices: Sequence[Ends]) -> None:
+    """Raise SettingNeeded where the choices are not all the same."""
+    first, *others = choices
+    for other in others:
+        name = first.head.weight
+        if (first.embedding is None) != (other.embedding is None):
+            raise tensors.unsettled(
+                f"{tensors.shown(name)} may be the head of a model with one-hot input or tied to "
+                "its embedding",
+                "input",
+                ("one-hot", "embedding"),
+            )
+        if first.head is not other.head:
+            names = (name, other.head.weight)
+            shown = " and ".join(tensors.shown(name) for name in names)
+            raise tensors.unsettled(f"{shown} may each be the head", "head", names)
+
+
+def _looks(matrix: Matrix) -> list[int]:
+    """For each name: 1 for that of an embedding, -1 for that of a head, 0 for neither."""
+    return [_look(module_of(name)) for name in matrix.names]
+
+
+def _look(name: str) -> int:
+    if _OUTPUT_EMBEDDING_NAME.search(name):
+        return -1
+    if BEFORE_NAME.search(name):
+        return 1
+    if _HEAD_NAME.search(name):
+        return -1
+    return 1 if _EMBEDDING_NAME.search(name) else 0
