@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from unrolled.v1 import model_pb2
 
-from unrolled_export.errors import TextError
+from unrolled_export.errors import TextError, VocabularyError
 from unrolled_export.reference import Tokens
+from unrolled_export.tokenizer_files import SENTENCEPIECE_FILE, TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,7 +62,8 @@ def read_parts(
 ) -> Iterator[Part]:
     """The tokens of a UTF-8 text; `files` are the model's own, by name.
 
-    Raises TextError where the text is not UTF-8 or has a part that the vocabulary lacks.
+    Raises TextError where the text is not UTF-8 or has a part that the vocabulary lacks, and
+    VocabularyError where the model's own file is no tokenizer.
     """
     encode, cut, context = _encoder(vocabulary, files)
     # `held` begins at character `offset` of the text, and with `known` characters of context.
@@ -77,7 +79,7 @@ def read_parts(
                 f"the vocabulary of {vocabulary.size} tokens"
             ) from error
         yield Part(np.array(ids, np.int64), end - known, size)
-        begin = max(0, end - context)
+        begin = _beginning(held, end, context)
         held, offset, known = held[begin:], offset + begin, end - begin
 
 
@@ -109,13 +111,9 @@ def _encoder(
         return _bytes(tokens, unknown), len, 0
     if vocabulary.kind == kinds.KIND_WORD:
         return _words(tokens, unknown), _between_words, 0
-    if vocabulary.kind in (kinds.KIND_TOKENIZER, kinds.KIND_SENTENCEPIECE):
-        is_tokenizer = vocabulary.kind == kinds.KIND_TOKENIZER
-        encode = (
-            _tokenizer(files["tokenizer.json"])
-            if is_tokenizer
-            else _sentencepiece(files["tokenizer.model"])
-        )
+    if vocabulary.kind in _TOKENIZERS:
+        name, make = _TOKENIZERS[vocabulary.kind]
+        encode = make(files[name])
         return encode, lambda text: _between_pieces(encode, text), CONTEXT
     return *_groups(tokens, unknown), 0
 
@@ -176,45 +174,66 @@ def _known(token: int | None, offset: int) -> int:
 def _tokenizer(content: bytes) -> Encode:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(content.decode())
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    # The library raises nothing more precise.
+    except Exception as error:
+        raise VocabularyError(f"{TOKENIZER_FILE}: not a tokenizer ({error})") from error
     # Settings of a training that saved them with its tokenizer.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    is_known = cache(lambda character: _has_tokens(tokenizer, character))
+    is_dropped = cache(lambda character: _is_dropped(tokenizer, character))
 
     def encode(text: str) -> list[int]:
-        if not all(map(is_known, set(text))):
-            raise _Unknown(next(k for k, c in enumerate(text) if not is_known(c)))
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        if any(map(is_dropped, set(text))):
+            raise _Unknown(next(k for k, c in enumerate(text) if is_dropped(c)))
+        try:
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        # As above, where no token stands for a word.
+        except Exception as error:
+            raise _Unknown(_first_refused(tokenizer, text)) from error
 
     return encode
 
 
-def _has_tokens(tokenizer: Tokenizer, character: str) -> bool:
-    """Whether tokens stand for all of a character.
-
-    What a BPE without an unknown token lacks it leaves out, and other models fail at.
-    """
-    normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+def _is_dropped(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether an encoding leaves the character out, as a BPE without an unknown token does."""
+    model, normalizer = tokenizer.model, tokenizer.normalizer
+    if getattr(model, "unk_token", "") is not None or not hasattr(model, "byte_fallback"):
+        return False
     normal = character if normalizer is None else normalizer.normalize_str(character)
     words = [normal]
-    if pre_tokenizer is not None:
-        words = [word for word, _ in pre_tokenizer.pre_tokenize_str(normal)]
-    try:
-        made = [[token.value for token in tokenizer.model.tokenize(word)] for word in words if word]
-    # The library raises nothing more precise.
-    except Exception:
-        return False
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    whole = (len("".join(values)) >= len(word) for word, values in zip(words, made, strict=False))
-    return unknown is not None or not normal.strip() or all(whole)
+    if tokenizer.pre_tokenizer is not None:
+        words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+    made = sum(len(token.value) for word in words if word for token in model.tokenize(word))
+    return bool(normal.strip()) and made < sum(map(len, words))
+
+
+def _first_refused(tokenizer: Tokenizer, text: str) -> int:
+    """Where the first word that cannot be encoded begins."""
+    for word in re.finditer(r"\S+", text):
+        try:
+            tokenizer.encode(word[0], add_special_tokens=False)
+        # As above.
+        except Exception:
+            return word.start()
+    return 0
 
 
 def _sentencepiece(content: bytes) -> Encode:
     from sentencepiece import SentencePieceProcessor
 
-    processor = SentencePieceProcessor(model_proto=content)
+    try:
+        processor = SentencePieceProcessor(model_proto=content)
+    except RuntimeError as error:
+        raise VocabularyError(f"{SENTENCEPIECE_FILE}: not a model ({error})") from error
     return lambda text: list(processor.encode(text))
+
+
+_TOKENIZERS: dict[int, tuple[str, Callable[[bytes], Encode]]] = {
+    model_pb2.Vocabulary.KIND_TOKENIZER: (TOKENIZER_FILE, _tokenizer),
+    model_pb2.Vocabulary.KIND_SENTENCEPIECE: (SENTENCEPIECE_FILE, _sentencepiece),
+}
 
 
 def _between_words(text: str) -> int:
@@ -223,13 +242,22 @@ def _between_words(text: str) -> int:
 
 
 def _between_pieces(encode: Encode, text: str) -> int:
-    """The last place in front of which the tokens are those of the whole text as well; 0 where a
-    few tries find none. Behind the context, between words, or in one long word anywhere."""
-    places = [match.start() for match in _SPACES.finditer(text, CONTEXT + 1)]
-    places = places or list(range(CONTEXT + 1, len(text) - CONTEXT))
-    whole = encode(text) if places else []
+    """The last place in front of which the tokens are those of more text as well; 0 where a few
+    tries find none. Behind the context, between words, or in one long word anywhere."""
+    # The last word may be half of one, which some tokenizers refuse.
+    *places, end = [0, *(match.start() for match in _SPACES.finditer(text, CONTEXT + 1))]
+    if len(places) < 2 and len(text) > 2 * CONTEXT:
+        places, end = list(range(CONTEXT + 1, len(text) - CONTEXT)), len(text)
+    whole = encode(text[:end])
     for place in reversed(places[-TRIES:]):
         before = encode(text[:place])
         if whole[: len(before)] == before:
             return place
     return 0
+
+
+def _beginning(text: str, end: int, context: int) -> int:
+    """Of the context in front of `end`: that of a word, where there is one."""
+    begin = max(0, end - context)
+    word = _SPACES.search(text, begin, end) if begin else None
+    return word.start() if word else begin
