@@ -47,6 +47,7 @@ def convert(arguments: argparse.Namespace) -> int:
         version,
         network,
         built.precision,
+        built.products,
         vocabulary,
         parity_message(parity, _scope(outputs, agreement)),
         files,

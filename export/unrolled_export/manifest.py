@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.json_format import MessageToJson
 from unrolled.fingerprint import fingerprint
@@ -34,6 +34,7 @@ def make_manifest(
     version: int,
     network: Network,
     precision: Precision,
+    quantized_weights: Iterable[str],
     vocabulary: Vocabulary,
     parity: model_pb2.Model.Parity,
     files: Mapping[str, bytes],
@@ -55,6 +56,7 @@ def make_manifest(
         source=source,
         weights_sha256=weights_sha256(network),
         graph_revision=GRAPH_REVISION,
+        quantized_weights=quantized_weights,
     )
     model.fingerprint = fingerprint(model)
     return model

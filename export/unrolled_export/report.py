@@ -10,7 +10,7 @@ from unrolled.v1 import model_pb2
 
 from unrolled_export.building import Build
 from unrolled_export.evaluation import Comparison, Evaluation
-from unrolled_export.precision import Precision, quantized
+from unrolled_export.precision import Precision
 from unrolled_export.readers import Checkpoint
 from unrolled_export.reference_file import Agreement
 from unrolled_export.repository import ENGINE
@@ -88,7 +88,7 @@ def costs(evaluation: Evaluation) -> str:
 def _precision(build: Build, speeds: Mapping[int, float]) -> Iterator[tuple[str, str]]:
     if build.precision is Precision.FP32:
         return
-    in_bytes = quantized(build.network, build.precision)
+    in_bytes = build.products
     if in_bytes:
         # Of the vectors, weights of norms and biases, none is a product.
         products = [name for name, array in build.network.arrays() if array.ndim == 2]

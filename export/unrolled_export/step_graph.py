@@ -28,6 +28,8 @@ input product and the biases that may be added to it are one table with a row pe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -37,6 +39,7 @@ from unrolled_export.graph_builder import GraphBuilder
 from unrolled_export.network import Cell, Floats, Layer, LayerNorm, Network, Stage
 from unrolled_export.precision import Precision, quantized
 from unrolled_export.products import Products
+from unrolled_export.quantization import QuantizedWeight
 
 GRAPH_REVISION = 1
 """Raised whenever the same weights would give other bits: states belong to a revision."""
@@ -48,16 +51,21 @@ LEAST_TEMPERATURE = 1e-6
 """Positive temperatures below this would overflow; they are greedy in all but name."""
 
 
-def step_graph(network: Network, precision: Precision = Precision.FP32) -> onnx.ModelProto:
+def step_graph(
+    network: Network,
+    precision: Precision = Precision.FP32,
+    in_bytes: Mapping[str, QuantizedWeight] | None = None,
+) -> onnx.ModelProto:
     """Build the graph; the same network gives the same bytes.
 
     In fp16 the weights are stored as they are in 16 bits (`precision.rounded` makes them fit) and
-    multiplied in float32; in int8 those of
-    `precision.quantized` are made of bytes. Raises PrecisionError.
+    multiplied in float32. In int8 the products with the weights `in_bytes` are made of bytes;
+    None: all that the scheme covers. Raises PrecisionError where that is none.
     """
     graph = GraphBuilder("engine")
-    step, in_bytes = graph.subgraph("step"), quantized(network, precision)
-    products = Products(step, in_bytes, precision is Precision.FP16)
+    if in_bytes is None:
+        in_bytes = quantized(network, precision)
+    products = Products(graph.subgraph("step"), in_bytes, precision is Precision.FP16)
     body = _body(products, network)
     states = [state.input for state in network.states]
     _sampling_inputs(graph)

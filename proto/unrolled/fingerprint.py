@@ -36,6 +36,8 @@ def _fields(model: model_pb2.Model) -> Iterator[bytes]:
     for layer in model.layers:
         yield from _numbers([layer.input_size, layer.hidden_size, layer.projection_size])
     yield from _vocabulary(model.vocabulary)
+    for name in model.quantized_weights:
+        yield name.encode()
     for file in model.files:
         if file.name in TOKENIZER_FILES:
             yield from (file.name.encode(), file.sha256.encode())

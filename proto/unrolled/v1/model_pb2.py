@@ -14,41 +14,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unrolled/v1/model.proto\x12\x0bunrolled.v1\"\xa9\x07\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1f\n\x04\x63\x65ll\x18\x04 \x01(\x0e\x32\x11.unrolled.v1.Cell\x12)\n\tprecision\x18\x05 \x01(\x0e\x32\x16.unrolled.v1.Precision\x12(\n\x06layers\x18\x06 \x03(\x0b\x32\x18.unrolled.v1.Model.Layer\x12\x12\n\nparameters\x18\x07 \x01(\x03\x12+\n\nvocabulary\x18\x08 \x01(\x0b\x32\x17.unrolled.v1.Vocabulary\x12.\n\x06states\x18\t \x03(\x0b\x32\x1e.unrolled.v1.Model.StateTensor\x12\x13\n\x0bstate_bytes\x18\n \x01(\x03\x12&\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x17.unrolled.v1.Model.File\x12)\n\x06parity\x18\x0c \x01(\x0b\x32\x19.unrolled.v1.Model.Parity\x12\x0e\n\x06source\x18\r \x01(\t\x12)\n\x06status\x18\x0e \x01(\x0e\x32\x19.unrolled.v1.Model.Status\x12\x15\n\rstatus_detail\x18\x0f \x01(\t\x12\x16\n\x0eweights_sha256\x18\x10 \x01(\t\x12\x16\n\x0egraph_revision\x18\x11 \x01(\x05\x1aI\n\x05Layer\x12\x12\n\ninput_size\x18\x01 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x02 \x01(\x05\x12\x17\n\x0fprojection_size\x18\x03 \x01(\x05\x1aL\n\x0bStateTensor\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07initial\x18\x04 \x03(\x02\x1a\x33\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x1a\x85\x01\n\x06Parity\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x03\x12\x1d\n\x15max_abs_logprob_error\x18\x03 \x01(\x01\x12\x18\n\x10greedy_identical\x18\x04 \x01(\x08\x12\x11\n\ttolerance\x18\x05 \x01(\x01\x12\r\n\x05scope\x18\x06 \x01(\t\"E\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATUS_READY\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\"\xce\x02\n\nVocabulary\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.unrolled.v1.Vocabulary.Kind\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x03(\x0c\x12\x18\n\x0bstart_token\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nend_tokens\x18\x05 \x03(\x05\x12\x1a\n\runknown_token\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06joiner\x18\x07 \x01(\t\"z\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eKIND_CHARACTER\x10\x01\x12\r\n\tKIND_BYTE\x10\x02\x12\r\n\tKIND_WORD\x10\x03\x12\x12\n\x0eKIND_TOKENIZER\x10\x04\x12\x16\n\x12KIND_SENTENCEPIECE\x10\x05\x42\x0e\n\x0c_start_tokenB\x10\n\x0e_unknown_token\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.unrolled.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.unrolled.v1.Model*_\n\x04\x43\x65ll\x12\x14\n\x10\x43\x45LL_UNSPECIFIED\x10\x00\x12\x11\n\rCELL_RNN_TANH\x10\x01\x12\x11\n\rCELL_RNN_RELU\x10\x02\x12\r\n\tCELL_LSTM\x10\x03\x12\x0c\n\x08\x43\x45LL_GRU\x10\x04*b\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_FP16\x10\x02\x12\x12\n\x0ePRECISION_INT8\x10\x03\x32\xa6\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.unrolled.v1.ListModelsRequest\x1a\x1f.unrolled.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.unrolled.v1.GetModelRequest\x1a\x1d.unrolled.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17unrolled/v1/model.proto\x12\x0bunrolled.v1\"\xc4\x07\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1f\n\x04\x63\x65ll\x18\x04 \x01(\x0e\x32\x11.unrolled.v1.Cell\x12)\n\tprecision\x18\x05 \x01(\x0e\x32\x16.unrolled.v1.Precision\x12(\n\x06layers\x18\x06 \x03(\x0b\x32\x18.unrolled.v1.Model.Layer\x12\x12\n\nparameters\x18\x07 \x01(\x03\x12+\n\nvocabulary\x18\x08 \x01(\x0b\x32\x17.unrolled.v1.Vocabulary\x12.\n\x06states\x18\t \x03(\x0b\x32\x1e.unrolled.v1.Model.StateTensor\x12\x13\n\x0bstate_bytes\x18\n \x01(\x03\x12&\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x17.unrolled.v1.Model.File\x12)\n\x06parity\x18\x0c \x01(\x0b\x32\x19.unrolled.v1.Model.Parity\x12\x0e\n\x06source\x18\r \x01(\t\x12)\n\x06status\x18\x0e \x01(\x0e\x32\x19.unrolled.v1.Model.Status\x12\x15\n\rstatus_detail\x18\x0f \x01(\t\x12\x16\n\x0eweights_sha256\x18\x10 \x01(\t\x12\x16\n\x0egraph_revision\x18\x11 \x01(\x05\x12\x19\n\x11quantized_weights\x18\x12 \x03(\t\x1aI\n\x05Layer\x12\x12\n\ninput_size\x18\x01 \x01(\x05\x12\x13\n\x0bhidden_size\x18\x02 \x01(\x05\x12\x17\n\x0fprojection_size\x18\x03 \x01(\x05\x1aL\n\x0bStateTensor\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0f\n\x07initial\x18\x04 \x03(\x02\x1a\x33\n\x04\x46ile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x1a\x85\x01\n\x06Parity\x12\x11\n\treference\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\x03\x12\x1d\n\x15max_abs_logprob_error\x18\x03 \x01(\x01\x12\x18\n\x10greedy_identical\x18\x04 \x01(\x08\x12\x11\n\ttolerance\x18\x05 \x01(\x01\x12\r\n\x05scope\x18\x06 \x01(\t\"E\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATUS_READY\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\"\xce\x02\n\nVocabulary\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.unrolled.v1.Vocabulary.Kind\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x03(\x0c\x12\x18\n\x0bstart_token\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nend_tokens\x18\x05 \x03(\x05\x12\x1a\n\runknown_token\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x0e\n\x06joiner\x18\x07 \x01(\t\"z\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x12\n\x0eKIND_CHARACTER\x10\x01\x12\r\n\tKIND_BYTE\x10\x02\x12\r\n\tKIND_WORD\x10\x03\x12\x12\n\x0eKIND_TOKENIZER\x10\x04\x12\x16\n\x12KIND_SENTENCEPIECE\x10\x05\x42\x0e\n\x0c_start_tokenB\x10\n\x0e_unknown_token\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.unrolled.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.unrolled.v1.Model*_\n\x04\x43\x65ll\x12\x14\n\x10\x43\x45LL_UNSPECIFIED\x10\x00\x12\x11\n\rCELL_RNN_TANH\x10\x01\x12\x11\n\rCELL_RNN_RELU\x10\x02\x12\r\n\tCELL_LSTM\x10\x03\x12\x0c\n\x08\x43\x45LL_GRU\x10\x04*b\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_FP32\x10\x01\x12\x12\n\x0ePRECISION_FP16\x10\x02\x12\x12\n\x0ePRECISION_INT8\x10\x03\x32\xa6\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.unrolled.v1.ListModelsRequest\x1a\x1f.unrolled.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.unrolled.v1.GetModelRequest\x1a\x1d.unrolled.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unrolled.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CELL']._serialized_start=1484
-  _globals['_CELL']._serialized_end=1579
-  _globals['_PRECISION']._serialized_start=1581
-  _globals['_PRECISION']._serialized_end=1679
+  _globals['_CELL']._serialized_start=1511
+  _globals['_CELL']._serialized_end=1606
+  _globals['_PRECISION']._serialized_start=1608
+  _globals['_PRECISION']._serialized_end=1706
   _globals['_MODEL']._serialized_start=41
-  _globals['_MODEL']._serialized_end=978
-  _globals['_MODEL_LAYER']._serialized_start=567
-  _globals['_MODEL_LAYER']._serialized_end=640
-  _globals['_MODEL_STATETENSOR']._serialized_start=642
-  _globals['_MODEL_STATETENSOR']._serialized_end=718
-  _globals['_MODEL_FILE']._serialized_start=720
-  _globals['_MODEL_FILE']._serialized_end=771
-  _globals['_MODEL_PARITY']._serialized_start=774
-  _globals['_MODEL_PARITY']._serialized_end=907
-  _globals['_MODEL_STATUS']._serialized_start=909
-  _globals['_MODEL_STATUS']._serialized_end=978
-  _globals['_VOCABULARY']._serialized_start=981
-  _globals['_VOCABULARY']._serialized_end=1315
-  _globals['_VOCABULARY_KIND']._serialized_start=1159
-  _globals['_VOCABULARY_KIND']._serialized_end=1281
-  _globals['_LISTMODELSREQUEST']._serialized_start=1317
-  _globals['_LISTMODELSREQUEST']._serialized_end=1336
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1338
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1394
-  _globals['_GETMODELREQUEST']._serialized_start=1396
-  _globals['_GETMODELREQUEST']._serialized_end=1427
-  _globals['_GETMODELRESPONSE']._serialized_start=1429
-  _globals['_GETMODELRESPONSE']._serialized_end=1482
-  _globals['_MODELSERVICE']._serialized_start=1682
-  _globals['_MODELSERVICE']._serialized_end=1848
+  _globals['_MODEL']._serialized_end=1005
+  _globals['_MODEL_LAYER']._serialized_start=594
+  _globals['_MODEL_LAYER']._serialized_end=667
+  _globals['_MODEL_STATETENSOR']._serialized_start=669
+  _globals['_MODEL_STATETENSOR']._serialized_end=745
+  _globals['_MODEL_FILE']._serialized_start=747
+  _globals['_MODEL_FILE']._serialized_end=798
+  _globals['_MODEL_PARITY']._serialized_start=801
+  _globals['_MODEL_PARITY']._serialized_end=934
+  _globals['_MODEL_STATUS']._serialized_start=936
+  _globals['_MODEL_STATUS']._serialized_end=1005
+  _globals['_VOCABULARY']._serialized_start=1008
+  _globals['_VOCABULARY']._serialized_end=1342
+  _globals['_VOCABULARY_KIND']._serialized_start=1186
+  _globals['_VOCABULARY_KIND']._serialized_end=1308
+  _globals['_LISTMODELSREQUEST']._serialized_start=1344
+  _globals['_LISTMODELSREQUEST']._serialized_end=1363
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1365
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1421
+  _globals['_GETMODELREQUEST']._serialized_start=1423
+  _globals['_GETMODELREQUEST']._serialized_end=1454
+  _globals['_GETMODELRESPONSE']._serialized_start=1456
+  _globals['_GETMODELRESPONSE']._serialized_end=1509
+  _globals['_MODELSERVICE']._serialized_start=1709
+  _globals['_MODELSERVICE']._serialized_end=1875
 # @@protoc_insertion_point(module_scope)

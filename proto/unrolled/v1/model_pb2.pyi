@@ -31,7 +31,7 @@ PRECISION_FP16: Precision
 PRECISION_INT8: Precision
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "fingerprint", "cell", "precision", "layers", "parameters", "vocabulary", "states", "state_bytes", "files", "parity", "source", "status", "status_detail", "weights_sha256", "graph_revision")
+    __slots__ = ("name", "version", "fingerprint", "cell", "precision", "layers", "parameters", "vocabulary", "states", "state_bytes", "files", "parity", "source", "status", "status_detail", "weights_sha256", "graph_revision", "quantized_weights")
     class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATUS_UNSPECIFIED: _ClassVar[Model.Status]
@@ -101,6 +101,7 @@ class Model(_message.Message):
     STATUS_DETAIL_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     GRAPH_REVISION_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZED_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     fingerprint: str
@@ -118,7 +119,8 @@ class Model(_message.Message):
     status_detail: str
     weights_sha256: str
     graph_revision: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., cell: _Optional[_Union[Cell, str]] = ..., precision: _Optional[_Union[Precision, str]] = ..., layers: _Optional[_Iterable[_Union[Model.Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., states: _Optional[_Iterable[_Union[Model.StateTensor, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[Model.File, _Mapping]]] = ..., parity: _Optional[_Union[Model.Parity, _Mapping]] = ..., source: _Optional[str] = ..., status: _Optional[_Union[Model.Status, str]] = ..., status_detail: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., graph_revision: _Optional[int] = ...) -> None: ...
+    quantized_weights: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint: _Optional[str] = ..., cell: _Optional[_Union[Cell, str]] = ..., precision: _Optional[_Union[Precision, str]] = ..., layers: _Optional[_Iterable[_Union[Model.Layer, _Mapping]]] = ..., parameters: _Optional[int] = ..., vocabulary: _Optional[_Union[Vocabulary, _Mapping]] = ..., states: _Optional[_Iterable[_Union[Model.StateTensor, _Mapping]]] = ..., state_bytes: _Optional[int] = ..., files: _Optional[_Iterable[_Union[Model.File, _Mapping]]] = ..., parity: _Optional[_Union[Model.Parity, _Mapping]] = ..., source: _Optional[str] = ..., status: _Optional[_Union[Model.Status, str]] = ..., status_detail: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., graph_revision: _Optional[int] = ..., quantized_weights: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Vocabulary(_message.Message):
     __slots__ = ("kind", "size", "tokens", "start_token", "end_tokens", "unknown_token", "joiner")
