@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from unrolled_export.reading import read_network, read_tokens
 from unrolled_export.vocabulary import Vocabulary
 
 Line = tuple[str, str]
+_BLANK = "CHOOSE"
+"""Stands for a value that only the user knows: no setting takes it."""
 
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Inspect as the parsed command line says; returns the exit status."""
-    inspection = _Inspection(arguments, list(arguments.set))
+    inspection = _Inspection(arguments)
     checkpoint, vocabulary = inspection.read()
     lines = [
         *_described(checkpoint, vocabulary),
@@ -35,7 +37,8 @@ class _Inspection:
     """A reading, and what had to be supposed for it."""
 
     arguments: argparse.Namespace
-    sets: list[str]
+    supposed: list[str] = field(default_factory=list)
+    """The first choice of each setting that was left open."""
     pickled: str | None = None
     left_open: list[SettingNeeded] = field(default_factory=list)
     no_vocabulary: str | None = None
@@ -52,7 +55,8 @@ class _Inspection:
         """
         while True:
             allowed = self.arguments.allow_pickle or self.pickled is not None
-            settings = Settings(self.sets, allow_pickle=allowed)
+            sets = [*self.arguments.set, *self.supposed]
+            settings = Settings(sets, allow_pickle=allowed)
             try:
                 checkpoint = read_network(self.path, settings)
                 return checkpoint, self._vocabulary(checkpoint, settings)
@@ -64,7 +68,7 @@ class _Inspection:
                 if any(error.key == known.key for known in self.left_open):
                     raise
                 self.left_open.append(error)
-                self.sets.append(f"{error.key}={error.choices[0]}")
+                self.supposed.append(f"{error.key}={error.choices[0]}")
 
     def _vocabulary(self, checkpoint: Checkpoint, settings: Settings) -> Vocabulary | None:
         try:
@@ -83,7 +87,7 @@ class _Inspection:
             yield "missing", self.no_vocabulary
 
     def command(self) -> str:
-        """The command that converts the checkpoint; where a choice was open, the first."""
+        """The command that converts the checkpoint, once what it leaves open is filled in."""
         words = ["unrolled-export", "convert", str(self.path), "--output", "models"]
         if self.arguments.vocab or self.no_vocabulary is not None:
             words += ["--vocab", self.arguments.vocab or "VOCABULARY"]
@@ -93,13 +97,22 @@ class _Inspection:
             words += ["--end-token", token]
         if self.arguments.allow_pickle or self.pickled is not None:
             words.append("--allow-pickle")
-        for pair in self.sets:
+        for pair in (*self.arguments.set, *(f"{error.key}={_BLANK}" for error in self.left_open)):
             words += ["--set", pair]
-        others = [
-            f"{error.key}={choice}" for error in self.left_open for choice in error.choices[1:]
-        ]
-        comment = f"  # or {', '.join(others)}" if others else ""
-        return shlex.join(words) + comment
+        return shlex.join(words) + self._choices()
+
+    def _choices(self) -> str:
+        """A comment on what may be filled in."""
+        choices = [_either(error.choices) for error in self.left_open]
+        if len(choices) > 1:
+            keys = (error.key for error in self.left_open)
+            choices = [f"{key} {either}" for key, either in zip(keys, choices, strict=True)]
+        return f"  # {_BLANK}: {'; '.join(choices)}" if choices else ""
+
+
+def _either(choices: Sequence[str]) -> str:
+    *first, last = choices
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _described(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Iterator[Line]:

@@ -63,6 +63,11 @@ def _own_tokens(checkpoint: Checkpoint, kind: Kind | None) -> tuple[str, ...]:
     may_be_bytes = size == len(ALL_BYTES)
     if may_be_bytes and kind is Kind.BYTE:
         return ALL_BYTES
+    if kind is Kind.BYTE and not may_be_bytes:
+        raise VocabularyError(
+            f"{checkpoint.files[-1]}: --set vocabulary=byte without --vocab means all 256 bytes, "
+            f"but the weights have {size} tokens: add --vocab FILE"
+        )
     remedy = f"add --vocab FILE, of {size} tokens"
     if may_be_bytes:
         remedy += ", or --set vocabulary=byte"

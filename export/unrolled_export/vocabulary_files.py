@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unrolled_export.errors import VocabularyError
+from unrolled_export.numpy_vocabulary import is_numpy, read_texts
 from unrolled_export.pickled_vocabulary import is_pickle, read_pickled
 from unrolled_export.tokenizer_files import (
     TokenizerFile,
@@ -36,19 +37,23 @@ def read_vocabulary(
 ) -> tuple[str, ...] | TokenizerFile:
     """Tokens in id order, or a tokenizer.
 
-    Takes JSON or a pickle of a list, a map either way round, or a map that holds one of these
-    under its usual name; lines of text, in which backslash and n, t or r stand for the character
-    that they escape; a tokenizer.json; a SentencePiece model. Ids go up from 0, or from 1 in a
-    map for a model of `size` tokens: as many as the map has, or one more, which is padding.
+    Takes JSON, a pickle or a file of torch.save of a list, a map either way round, or a map that
+    holds one of these under its usual name; an .npy file of texts; lines of text, in which
+    backslash and n, t or r stand for the character that they escape; a tokenizer.json; a
+    SentencePiece model. Ids go up from 0, or from 1 in a map for a model of `size` tokens: as many
+    as the map has, or one more, which is padding.
 
     Raises VocabularyError where the file holds none of these, and PickleNeeded where only an
     object of a class holds it.
     """
+    _check_is_file(path)
     content = path.read_bytes()
     if is_sentencepiece(content):
         return read_sentencepiece(content, path)
     if is_pickle(content):
-        return _tokens(_paired(read_pickled(content, path, allow_pickle=allow_pickle)), path, size)
+        return _tokens(_paired(read_pickled(path, size, allow_pickle=allow_pickle)), path, size)
+    if is_numpy(content):
+        return read_texts(content, path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -59,6 +64,13 @@ def read_vocabulary(
     if isinstance(value, _Pairs) and is_tokenizer(_mapped(value)):
         return read_tokenizer(text.encode(), path)
     return _tokens(value, path, size)
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        raise VocabularyError(f"{path}: a folder, but a vocabulary is a file")
+    if not path.is_file():
+        raise VocabularyError(f"{path}: no such file")
 
 
 def _lines(text: str) -> tuple[str, ...]:

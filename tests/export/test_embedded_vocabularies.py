@@ -83,6 +83,15 @@ FORMS: dict[str, object] = {
     ),
     "stanza": {"lang": "en", "cutoff": 1, "_id2unit": TOKENS, "_unit2id": IDS, "lower": False},
     "both ways": {"char2idx": IDS, "idx2char": dict(enumerate(TOKENS))},
+    "REINVENT": Dictionary(_tokens=IDS | dict(enumerate(TOKENS)), _current_id=len(TOKENS)),
+    "REINVENT, added one by one": Dictionary(
+        _tokens={key: value for pair in IDS.items() for key, value in (pair, pair[::-1])}
+    ),
+    "ids as texts": {token: str(index) for token, index in IDS.items()},
+    "tokens by ids as texts": {str(index): token for token, index in IDS.items()},
+    "ids as tensors": {token: torch.tensor(index) for token, index in IDS.items()},
+    "ids as arrays": {token: np.array(index) for token, index in IDS.items()},
+    "ids as NumPy's numbers": {token: np.int32(index) for token, index in IDS.items()},
     "deep": {"data": [{"fields": ({"tokens": TOKENS},)}]},
 }
 
@@ -125,6 +134,7 @@ OTHERS: dict[str, object] = {
     "ids from 1": {token: index + 1 for index, token in enumerate(TOKENS)},
     "counts": Counter(TOKENS * 3),
     "ids with a gap": {**IDS, "zz": 9},
+    "both ways that differ": IDS | dict(enumerate(TOKENS[::-1])),
     "an id twice": {**IDS, "zz": 0},
     "numbers": list(range(len(TOKENS))),
     "mixed": [*TOKENS[1:], 3],

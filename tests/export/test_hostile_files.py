@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 from unrolled_export.errors import CheckpointError, ExportError, PickleNeeded
+from unrolled_export.readers import read_checkpoint
 from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
 from unrolled_export.readers.pytorch_files.torch_file import read_tree
 from unrolled_export.readers.settings import Settings
@@ -333,12 +334,13 @@ WHOLE = whole_files()
 def outcome(path: Path) -> str | None:
     """The message with which reading ends, None where it does not; anything else is a failure."""
     try:
-        PytorchFile().read(path, Settings(allow_pickle=True))
+        read_checkpoint(path, Settings(allow_pickle=True))
     except ExportError as error:
         message = str(error)
     else:
         return None
     assert message.isprintable()
+    assert message.startswith(f"{path}: ")
     return message
 
 
@@ -371,6 +373,40 @@ def test_flipped_bits(form: str, seed: int, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         refused += outcome(path) is not None
     assert refused > 30
+
+
+DIRECTORY: dict[str, tuple[bytes, int, bytes]] = {
+    "a later version": (b"PK\x01\x02", 6, b"\xe6\x00"),
+    "a name that is no text": (b"PK\x01\x02", 46, b"\xff"),
+    "several disks": (b"PK\x06\x07", 16, b"\x02"),
+    "an impossible date": (b"PK\x01\x02", 12, b"\xff\xff\xff\xff"),
+    "no end": (b"PK\x05\x06", 0, b"\0"),
+}
+"""Parts of a zip archive's directory: where they begin, and what is put how far into them."""
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.ckpt", "model.keras"])
+@pytest.mark.parametrize("damage", DIRECTORY)
+def test_a_damaged_directory(damage: str, name: str, tmp_path: Path) -> None:
+    signature, offset, garbage = DIRECTORY[damage]
+    content = bytearray(WHOLE["archive"])
+    place = content.index(signature) + offset
+    content[place : place + len(garbage)] = garbage
+    if damage == "a name that is no text":
+        content[place - 46 + 9] |= 0x08
+    (tmp_path / name).write_bytes(content)
+    message = outcome(tmp_path / name)
+    # Dates are of no interest, and torch itself reads the file.
+    assert (message is None) == (damage == "an impossible date" and name != "model.keras")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.bin.pt", "model.pkl", "model.safetensors"])
+def test_what_a_download_left_instead(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "a pointer of Git LFS" in (outcome(path) or "")
+    path.write_text("\n<!DOCTYPE HTML><html><body>Not found</body></html>")
+    assert "a web page" in (outcome(path) or "")
 
 
 @pytest.mark.timeout(120)

@@ -33,12 +33,17 @@ def all_of(lines: Lines, title: str) -> list[str]:
     return [line for name, line in lines if name == title]
 
 
-def converted(lines: Lines, output: Path, vocabulary: Path | None = None) -> Path:
-    """The version's folder that the printed command makes, with VOCABULARY filled in."""
+def converted(
+    lines: Lines, output: Path, vocabulary_file: Path | None = None, **chosen: str
+) -> Path:
+    """The version's folder that the printed command makes, with its blanks filled in."""
     (command,) = all_of(lines, "convert")
     words = shlex.split(command, comments=True)
     assert words[:2] == ["unrolled-export", "convert"]
-    filled = {"models": str(output)} | ({"VOCABULARY": str(vocabulary)} if vocabulary else {})
+    filled = {"models": str(output)} | (
+        {"VOCABULARY": str(vocabulary_file)} if vocabulary_file else {}
+    )
+    filled |= {f"{key}=CHOOSE": f"{key}={value}" for key, value in chosen.items()}
     assert main([filled.get(word, word) for word in words[1:]]) == 0
     (manifest,) = output.glob("*/*/manifest.json")
     return manifest.parent
@@ -78,12 +83,30 @@ def test_a_plain_rnn_without_a_vocabulary(tmp_path: Path, capsys: Capture) -> No
     assert all_of(lines, "vocabulary") == ["5 tokens, which ones the file does not tell"]
     (command,) = all_of(lines, "convert")
     assert command.endswith(
-        "--output models --vocab VOCABULARY --set nonlinearity=tanh  # or nonlinearity=relu"
+        "--output models --vocab VOCABULARY --set nonlinearity=CHOOSE  # CHOOSE: tanh or relu"
     )
     vocabulary_file = tmp_path / "tokens.txt"
     vocabulary_file.write_text("\n".join(letters(5)))
-    folder = converted(lines, tmp_path / "models", vocabulary_file)
-    assert read_manifest(folder).cell == model_pb2.CELL_RNN_TANH
+    folder = converted(lines, tmp_path / "models", vocabulary_file, nonlinearity="relu")
+    assert read_manifest(folder).cell == model_pb2.CELL_RNN_RELU
+
+
+def test_a_blank_that_is_left_fails(tmp_path: Path, capsys: Capture) -> None:
+    (command,) = all_of(
+        inspected(capsys, *save(tmp_path, state_dict("rnn"), letters(5))), "convert"
+    )
+    assert main(shlex.split(command, comments=True)[1:]) == 1
+    error = capsys.readouterr().err
+    assert error == "unrolled-export: --set nonlinearity=CHOOSE: not one of tanh, relu\n"
+
+
+def test_several_blanks(tmp_path: Path, capsys: Capture) -> None:
+    arguments = save(tmp_path, state_dict("rnn"), ["a b", *letters(4)])
+    (command,) = all_of(inspected(capsys, *arguments), "convert")
+    assert command.endswith(
+        "--set nonlinearity=CHOOSE --set vocabulary=CHOOSE"
+        "  # CHOOSE: nonlinearity tanh or relu; vocabulary character or word"
+    )
 
 
 def test_what_is_given_is_not_missing(tmp_path: Path, capsys: Capture) -> None:
@@ -100,7 +123,8 @@ def test_names_that_a_shell_would_take_apart(tmp_path: Path, capsys: Capture) ->
     tokens = ["a b", "$c", "'", "#", "\n"]
     options = ["--start-token", "a b", "--end-token", "$c", "--end-token", "'"]
     lines = inspected(capsys, *save(odd, state_dict("gru"), tokens), *options)
-    vocabulary = read_manifest(converted(lines, tmp_path / "models")).vocabulary
+    folder = converted(lines, tmp_path / "models", vocabulary="character")
+    vocabulary = read_manifest(folder).vocabulary
     assert (vocabulary.start_token, list(vocabulary.end_tokens)) == (0, [1, 2])
 
 
@@ -150,7 +174,7 @@ def test_what_stands_behind_the_layers(tmp_path: Path, capsys: Capture) -> None:
     (missing,) = all_of(lines, "missing")
     assert "--set norm_epsilon=" in missing
     assert all_of(lines, "stage") == ["layer norm of 4, epsilon 1e-05"]
-    converted(lines, tmp_path / "models")
+    converted(lines, tmp_path / "models", norm_epsilon="1e-5")
 
 
 def refused(capsys: Capture, *arguments: str) -> str:

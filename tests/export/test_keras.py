@@ -208,7 +208,13 @@ def test_gru_before_and_after(bias: tuple[int, ...], after: bool, tmp_path: Path
     found = read(write_legacy(tmp_path / "m.h5", model))
     assert (found.network.cell, found.network.reset_after) == (Cell.GRU, after)
     np.testing.assert_allclose(logprobs(found.network, TOKENS), expected(model, gru), atol=1e-6)
-    assert found.assumptions == ("recurrent_activation sigmoid, the default of Keras 2.11.0",)
+    assert found.assumptions == (
+        "texts read forwards",
+        "no activation behind the last Dense but softmax",
+        "no skip connections",
+        "activation tanh",
+        "recurrent_activation sigmoid, the default of Keras 2.11.0",
+    )
 
 
 def test_gates_of_keras_1(tmp_path: Path) -> None:
@@ -314,6 +320,9 @@ REFUSED = {
     "attends to all steps": sequential(("Concatenate", {}), ("AttentionWeightedAverage", {})),
     "reads a text from its end": sequential(("Bidirectional", {"layer": {"class_name": "LSTM"}})),
     "looks at several steps": sequential(("Conv1D", {})),
+    "layer r (RNN) is of PeepholeCell": sequential(
+        ("RNN", {"name": "r", "cell": {"class_name": "PeepholeCell"}})
+    ),
     "runs code": sequential(("Lambda", {})),
     "of a class that this release does not read": architecture("PeepholeLSTM"),
     "(go_backwards)": architecture(go_backwards=True),
@@ -347,6 +356,109 @@ def test_a_join_that_only_a_name_tells(tmp_path: Path) -> None:
         file.create_group("layers/add_1/vars")
     with pytest.raises(CheckpointError, match="layer add_1 joins branches"):
         read(path)
+
+
+def weightless(path: Path, *names: str) -> Path:
+    """A file of weights in the layout of Keras 3 with layers that have none."""
+    write_positional(path, a_model())
+    with h5py.File(path, "a") as file:
+        for name in names:
+            file.create_group(f"{name}/vars")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layers/rescaling",
+        "layers/unit_normalization",
+        "layers/re_lu_1",
+        "layers/sequential/layers/rescaling",
+        "layers/time_distributed/layer",
+        "scale",
+    ],
+)
+def test_a_layer_without_weights_that_may_matter(name: str, tmp_path: Path) -> None:
+    path = weightless(tmp_path / "m.weights.h5", name)
+    with pytest.raises(CheckpointError, match="has no weights, and the file does not tell what"):
+        read(path)
+
+
+def test_layers_without_weights_that_do_nothing(tmp_path: Path) -> None:
+    names = ("layers/input_layer", "layers/spatial_dropout1d_2", "layers/gaussian_noise", "drop")
+    path = weightless(tmp_path / "m.weights.h5", *names, "layers/activation_3")
+    assert "layer activation_3 is the softmax of the output" in read(path).assumptions
+    found = logprobs(read(path).network, TOKENS)
+    np.testing.assert_allclose(found, expected(a_model(), lstm), atol=1e-6)
+
+
+def test_an_activation_is_the_softmax_only_where_it_is_last(tmp_path: Path) -> None:
+    two = weightless(tmp_path / "m.weights.h5", "layers/activation", "layers/activation_1")
+    model = a_model()
+    dense = model.pop("dense")
+    below: Model = {**model, "activation_1": {}, "dense": dense}
+    for path in (two, write_legacy(tmp_path / "m.h5", below)):
+        with pytest.raises(CheckpointError, match=r"layer activation(_1)? has no weights"):
+            read(path)
+    above = {**a_model(), "activation_1": {}}
+    noted = read(write_legacy(tmp_path / "m.h5", above)).assumptions
+    assert "layer activation_1 is the softmax of the output" in noted
+
+
+def normalised(xs: Array, w: Weights) -> Array:
+    centred = xs - xs.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-3)
+    result: Array = centred / deviation * w["gamma"] + w["beta"]
+    return result
+
+
+@pytest.mark.parametrize("units", [H, E])
+def test_a_normalisation_without_architecture(units: int, tmp_path: Path) -> None:
+    """Its width tells what it stands on, unless the embedding is as wide as the LSTM."""
+    model = a_model()
+    shapes = {
+        "kernel": (E, 4 * units),
+        "recurrent_kernel": (units, 4 * units),
+        "bias": (4 * units,),
+    }
+    model["rnn"] = random_weights(shapes)
+    model["layer_normalization"] = random_weights({"gamma": (units,), "beta": (units,)})
+    model["dense"] = random_weights({"kernel": (units, V), "bias": (V,)})
+    path, settings = write_positional(tmp_path / "m.weights.h5", model), list[str]()
+    if units == E:
+        with pytest.raises(SettingNeeded, match="which layer it stands on") as needed:
+            read(path)
+        assert needed.value.choices == ("embedding", "lstm")
+        settings.append(f"{needed.value.key}=lstm")
+    tokens = model["embedding"]["embeddings"].astype(float)[TOKENS]
+    hidden = normalised(lstm(tokens, model["rnn"]), model["layer_normalization"])
+    wanted = log_softmax(hidden @ model["dense"]["kernel"] + model["dense"]["bias"])
+    found = logprobs(read(path, *settings).network, TOKENS)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_a_model_class_of_its_own(tmp_path: Path) -> None:
+    model, config = a_model(), '{"class_name": "MyModel", "config": {"vocab_size": 6}}'
+    checkpoint = read(write_legacy(tmp_path / "m.h5", model, model_config=config))
+    assert checkpoint.assumptions[0].startswith("a model class of its own")
+    found = logprobs(checkpoint.network, TOKENS)
+    np.testing.assert_allclose(found, expected(model, lstm), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"max_value": 6.0}, "has a max_value"),
+        ({"negative_slope": 0.1}, "has a negative_slope"),
+        ({"threshold": 0.5}, "has a threshold"),
+    ],
+)
+def test_variants_of_relu(option: dict[str, float], problem: str, tmp_path: Path) -> None:
+    entries = architecture()["config"]["layers"]
+    entries.insert(2, {"class_name": "ReLU", "config": {"name": "r", **option}})
+    text = json.dumps({"class_name": "Sequential", "config": {"layers": entries}})
+    with pytest.raises(CheckpointError, match=rf"layer r \(ReLU\) {problem}"):
+        read(write_legacy(tmp_path / "m.h5", a_model(), model_config=text))
 
 
 def test_masks_are_not_branches(tmp_path: Path) -> None:
@@ -399,6 +511,7 @@ def bad(role: str, array: Array, layer: str = "rnn") -> Model:
         (bad("peephole", np.zeros(H)), "tensors left over: rnn/rnn/peephole:0"),
         (bad("bias", np.array(["x"], object)), "holds object, not numbers"),
         ({"attention": {"attention_W": np.zeros((9, 1))}}, "attention over all steps"),
+        (bad("kernel", np.zeros((H, 1)), "dense"), "makes one number of a step"),
         ({"forward_lstm": a_model()["rnn"]}, "bidirectional"),
         ({"embedding": a_model()["embedding"]}, "no recurrent layer"),
         ({}, "no recurrent layer"),
@@ -507,15 +620,21 @@ from keras import layers as k
 
 folder, cell = sys.argv[1:]
 options = {} if cell == "SimpleRNN" else {"recurrent_activation": "hard_sigmoid"}
-layer = getattr(k, cell)
+layer = getattr(k, cell, k.GRU)
 model = keras.Sequential([
     keras.Input((None,)), k.Embedding(6, 3), k.Dense(4, "tanh"), k.LayerNormalization(),
     layer(5, return_sequences=True, **options),
     k.LayerNormalization(), k.BatchNormalization(), k.Dropout(0.5), k.Dense(3),
     layer(4, return_sequences=True, **options),
     k.BatchNormalization(), k.TimeDistributed(k.Dense(5)), k.BatchNormalization(),
-    k.Activation("relu"), k.LayerNormalization(), k.Dense(6), k.Softmax(),
+    k.Activation("relu"), k.LayerNormalization(), k.Dense(7), k.ReLU(), k.Dense(6), k.Softmax(),
 ])
+if sys.argv[2] == "cells":
+    rnn = k.RNN([k.GRUCell(4), k.GRUCell(5)], return_sequences=True)
+    top = k.RNN(k.GRUCell(3), return_sequences=True)
+    model = keras.Sequential([
+        keras.Input((None,)), k.Embedding(6, 3), rnn, top, k.Dense(6, "softmax"),
+    ])
 random = np.random.default_rng(2)
 for weight in model.weights:
     values = random.normal(0, 0.5, weight.shape)
@@ -528,7 +647,7 @@ np.save(f"{folder}/expected.npy", np.log(np.asarray(model(tokens).detach())[0]))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="keras is not installed")
-@pytest.mark.parametrize("cell", ["LSTM", "GRU", "SimpleRNN"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "SimpleRNN", "cells"])
 def test_against_keras(cell: str, tmp_path: Path) -> None:
     environment = {**os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path)}
     command = [sys.executable, "-c", KERAS, str(tmp_path), cell]

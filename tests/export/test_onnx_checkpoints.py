@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from unrolled_export.errors import CheckpointError
-from unrolled_export.network import Cell, Network
+from unrolled_export.network import Cell, Dense, Network
 from unrolled_export.portable_graph import portable_graph
 from unrolled_export.readers.onnx_files.checkpoint import OnnxFile
 from unrolled_export.readers.reader import Checkpoint
@@ -267,6 +267,60 @@ def test_what_pytorch_exports(kind: str, folding: bool, variant: str, tmp_path: 
     assert checkpoint.network.parameters == sum(p.numel() for p in model.parameters())
     assert bool(checkpoint.assumptions) == (variant == "one_hot")
     assert len(checkpoint.network.stages) == (variant == "dense")
+
+
+@pytest.mark.parametrize(
+    ("middle", "stages"),
+    [
+        ([nn.ReLU()], ["relu"]),
+        ([nn.Tanh(), nn.Sigmoid()], ["tanh", "sigmoid"]),
+        ([nn.LayerNorm(UNITS, eps=0.5)], ["norm"]),
+        ([nn.LayerNorm(UNITS), nn.ReLU(), nn.Linear(UNITS, UNITS)], ["norm", "relu", "linear"]),
+        ([nn.Linear(UNITS, UNITS), nn.Tanh(), nn.LayerNorm(UNITS)], ["tanh", "norm"]),
+    ],
+)
+def test_what_stands_under_the_head(
+    middle: list[nn.Module], stages: list[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    model = TorchModel("gru").eval()
+    model.head = nn.Sequential(*middle, nn.Linear(UNITS, TOKENS))
+    for module in middle:
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    path, arguments = tmp_path / "m.onnx", (torch.from_numpy(IDS),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, arguments, str(path), dynamo=False, opset_version=17)
+    network = check(path).network
+    found = [stage.activation if isinstance(stage, Dense) else "norm" for stage in network.stages]
+    assert found == stages
+    assert network.parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("operator", ["Elu", "Erf", "Softsign"])
+def test_an_element_wise_node_under_the_head_is_named(operator: str, tmp_path: Path) -> None:
+    made = icefall("GRU")
+    product = next(node for node in made.nodes if node.op_type == "MatMul")
+    product.input[0] = made.one("Relu", made.one(operator, product.input[0]))
+    assert f"{operator} {operator}_" in refusal(save(made, tmp_path))
+
+
+def test_a_shift_under_the_head_is_named(tmp_path: Path) -> None:
+    made = icefall("GRU")
+    product = next(node for node in made.nodes if node.op_type == "MatMul")
+    shift = made.tensor("shift", random(UNITS, seed=7))
+    product.input[0] = made.one("Add", product.input[0], shift)
+    assert f"{made.nodes[-1].name} is not read" in refusal(save(made, tmp_path))
+
+
+def test_a_norm_over_several_axes(tmp_path: Path) -> None:
+    made = icefall("GRU")
+    product = next(node for node in made.nodes if node.op_type == "MatMul")
+    weight = made.tensor("gamma", random(10, UNITS, seed=7))
+    product.input[0] = made.one("LayerNormalization", product.input[0], weight, axis=-2)
+    assert "is over several axes" in refusal(save(made, tmp_path))
 
 
 def test_a_first_state_that_is_not_zero(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_word_language_model(rnn_type: str, tied: bool) -> None:
     assert reading.network.parameters == trained(model)
     assert reading.text.endswith("tied to the embedding") == tied
     assert reading.assumptions == (
-        "RNNModel applies its modules one after another, and nothing else",
+        "RNNModel is taken to apply its modules one after another and nothing else",
     )
     check(model, reading.network)
 

@@ -18,10 +18,13 @@ from numpy.typing import DTypeLike
 from support.checkpoints import Arrays, convert, letters, read_manifest, refusal, save, state_dict
 from support.recognition import StateDict, modules_of, randomise
 from torch import nn
+from torch.nn.utils import parametrizations
 from unrolled.v1 import model_pb2
 from unrolled_export.errors import CheckpointError, ExportError, SettingError, SettingNeeded
 from unrolled_export.network import Activation, Dense, LayerNorm, Network
 from unrolled_export.readers import Settings, read_checkpoint
+from unrolled_export.readers.pytorch_files.module_info import Module
+from unrolled_export.readers.state_dicts.module_classes import is_known, refuse_unread_classes
 from unrolled_export.readers.tensors import Tensors
 
 Capture = pytest.CaptureFixture[str]
@@ -367,8 +370,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: model(embed=nn.Embedding(V, E), rnn_bw=nn.LSTM(E, H), fc=nn.Linear(H, V)),
         "named as one that reads a text from its end",
     ),
-    "no mean": (lambda: usual(norm=nn.RMSNorm(H)), "tensors left over: norm.weight [7]"),
-    "of groups": (lambda: usual(norm=nn.GroupNorm(1, H)), "norm is a GroupNorm"),
+    "no mean": (lambda: usual(norm=nn.RMSNorm(H)), "module norm (RMSNorm) is of a class"),
+    "of groups": (lambda: usual(norm=nn.GroupNorm(1, H)), "module norm (GroupNorm) is of a class"),
     "rescaled embeddings": (
         lambda: model(embed=nn.Embedding(V, E, max_norm=1), rnn=nn.LSTM(E, H), fc=nn.Linear(H, V)),
         "max_norm=1",
@@ -495,6 +498,8 @@ NAMES = (
     "rnn.weight_ih_l1",
     "cell.weight_ih",
     "cell.weight_hh",
+    *(f"mix.weight_{end}" for end in ("g", "v", "u", "orig")),
+    "loss.weight",
 )
 SHAPES = st.lists(st.sampled_from((0, 1, 2, 4, 6, 8)), max_size=3).map(tuple)
 
@@ -521,3 +526,283 @@ def test_weights_are_compared_whole() -> None:
     tensors = Tensors(Path("model.pt"), {"a": one, "b": other, "c": one.copy()})
     assert tensors.same("a", "c")
     assert not tensors.same("a", "b")
+
+
+CLAIMS: dict[str, tuple[dict[str, object], str]] = {
+    "a norm": ({"params.layer_normalization": True}, "layer_normalization=True, but no tensors"),
+    "a norm in use": ({"use_layer_norm": 1}, "use_layer_norm=1, but no tensors are of a layer"),
+    "a batch norm": ({"batch_norm": True}, "batch_norm=True, but no tensors are of a batch norm"),
+    "a residual": ({"use_residual": True}, "use_residual=True: it adds earlier values"),
+    "skips": ({"skip_connections": True}, "skip_connections=True: it adds earlier values"),
+    "an attention": ({"attention": "bahdanau"}, "attention=bahdanau: it attends to all steps"),
+    "both directions": ({"bidirectional": 1}, "bidirectional=1: it reads a text from its end"),
+    "scaled": ({"scale_embedding": True}, "scale_embedding=True: it multiplies embeddings"),
+    "scaled by a number": ({"embed_scale": 2.5}, "embed_scale=2.5: it multiplies embeddings"),
+    "units": ({"hidden_size": 99}, "hidden_size=99, but the recurrent layers have 7 units"),
+    "layers": ({"n_layers": 3}, "n_layers=3, but the recurrent layers found are 1"),
+    "a cell": ({"rnn_type": "GRU"}, "rnn_type=GRU, but the tensors are those of the cell lstm"),
+    "an activation": ({"activation": "relu"}, "--set head_activation=relu"),
+    "a function": ({"activation": "torch.nn.functional.gelu"}, "functional.gelu, which this"),
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+@pytest.mark.parametrize("pickled", [False, True])
+def test_claims_that_the_tensors_do_not_bear_out(case: str, pickled: bool) -> None:
+    claims, expected = CLAIMS[case]
+    whole = usual()
+    for key, value in claims.items():
+        setattr(whole, key.rpartition(".")[2], value)
+    modules = modules_of(whole) if pickled else {}
+    with pytest.raises(CheckpointError) as caught:
+        recognition.read(whole.state_dict(), modules=modules, hints={} if pickled else claims)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"hidden_size": H, "num_layers": 1, "bidirectional": False, "dropout": 0.5, "lr": 1e-3},
+        {"layer_norm": False, "attention": None, "residual": 0, "embed_scale": 1.0},
+        {"rnn_type": "LSTM", "activation": "tanh", "use_attention": "none"},
+    ],
+)
+def test_claims_that_agree(claims: dict[str, object]) -> None:
+    tensors = usual().state_dict()
+    assert recognition.read(tensors, hints=claims).text == recognition.read(tensors).text
+
+
+def test_claims_of_parts_that_were_found() -> None:
+    parts = usual(norm=nn.LayerNorm(H), bn=nn.BatchNorm1d(E))
+    claims = {"layer_norm": True, "use_batch_norm": True, "activation": "relu"}
+    settings = ["norm_epsilon=1e-5", "head_activation=relu"]
+    text = recognition.read(parts.state_dict(), *settings, hints=claims).text
+    assert "layer norm norm" in text
+
+
+READ_CLASSES = {
+    *("Linear", "Embedding", "LayerNorm", "BatchNorm1d", "Identity", "Sequential", "DataParallel"),
+    *("ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Softmax", "LogSoftmax"),
+    *("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"),
+}
+BASES = {"Module", "RNNBase", "RNNCellBase", "Container"}
+
+
+def test_every_class_of_torch_is_read_inert_or_refused() -> None:
+    classes = {name for name, kind in vars(nn).items() if isinstance(kind, type)}
+    for name in {name for name in classes if issubclass(getattr(nn, name), nn.Module)} - BASES:
+        modules = {"": Module("Net", {}), "part": Module(name, {})}
+        is_refused = False
+        try:
+            refuse_unread_classes(Tensors(Path("model.pt"), {}), modules)
+        except CheckpointError as error:
+            is_refused = f"module part ({name}) is of a class" in str(error)
+        is_inert = "Dropout" in name or "Loss" in name.removesuffix("WithLoss")
+        is_activation = getattr(nn, name).__module__.endswith("activation")
+        if name in READ_CLASSES or is_inert:
+            assert is_known(name)
+            assert not is_refused
+        elif not (is_activation and is_known(name)):
+            assert is_refused, name
+
+
+@pytest.mark.parametrize("kind", [nn.Flatten, nn.Unflatten, nn.EmbeddingBag, nn.InstanceNorm1d])
+def test_modules_that_are_not_read(kind: type[nn.Module]) -> None:
+    whole = usual()
+    modules = {**modules_of(whole), "part": Module(kind.__name__, {})}
+    with pytest.raises(CheckpointError, match=rf"part \({kind.__name__}\) is of a class"):
+        recognition.read(whole.state_dict(), modules=modules)
+
+
+def test_a_softmax_belongs_behind_the_head() -> None:
+    behind = usual(softmax=nn.LogSoftmax(-1))
+    recognition.read(behind.state_dict(), modules=modules_of(behind))
+    parts = {"embed": nn.Embedding(V, E), "rnn": nn.LSTM(E, H)}
+    before = [
+        model(**parts, softmax=nn.Softmax(-1), fc=nn.Linear(H, V)),
+        model(**parts, head=nn.Sequential(nn.Softmax(-1), nn.Linear(H, V))),
+    ]
+    for whole in before:
+        with pytest.raises(CheckpointError, match=r"\(Softmax\) is not behind the head"):
+            recognition.read(whole.state_dict(), modules=modules_of(whole))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("encoder", "decoder"),
+        ("enc.rnn", "dec.rnn"),
+        ("encoder_rnn", "decoder_rnn"),
+        ("src", "tgt"),
+    ],
+)
+def test_an_encoder_and_a_decoder(one: str, other: str) -> None:
+    rnns = {one.replace(".", "_"): nn.LSTM(H, H), other.replace(".", "_"): nn.LSTM(H, H)}
+    whole = model(embed=nn.Embedding(V, H), **rnns, fc=nn.Linear(H, V))
+    tensors = {
+        name.replace(one.replace(".", "_"), one).replace(other.replace(".", "_"), other): tensor
+        for name, tensor in whole.state_dict().items()
+    }
+    with pytest.raises(CheckpointError, match=f"{one} and {other} are the encoder and the decoder"):
+        recognition.read(tensors, f"order={one},{other}")
+
+
+class MyLSTM(nn.LSTM):
+    """It may compute anything."""
+
+
+class Wrapper(nn.Module):
+    """Holds another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MyLSTM(E, H)
+
+
+class Odd(nn.Module):
+    """Has neither weights nor modules."""
+
+
+class Net(nn.Module):
+    """A model of classes that nothing is known of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(V, E)
+        self.rnn = Wrapper()
+        self.odd = Odd()
+        self.fc = nn.Linear(H, V)
+        randomise(self)
+
+
+def test_what_is_assumed_of_classes() -> None:
+    whole = Net()
+    reading = recognition.read(whole.state_dict(), modules=modules_of(whole))
+    assert reading.assumptions == (
+        "MyLSTM computes as nn.LSTM",
+        "Net, Wrapper are taken to apply their modules one after another and nothing else",
+        "Odd is taken to change nothing",
+    )
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_tensors_alone_cannot_show(norm: bool) -> None:
+    tensors = (usual(norm=nn.LayerNorm(H)) if norm else usual()).state_dict()
+    settings = ["norm_epsilon=1e-5"] if norm else []
+    start = "nothing without weights (an activation, a norm) between"
+    places = ["rnn and norm", "norm and fc"] if norm else ["rnn and fc"]
+    assumptions = recognition.read(tensors, *settings).assumptions
+    assert [phrase for phrase in assumptions if phrase.startswith(start)] == [
+        f"{start} {place}" for place in places
+    ]
+    told = recognition.read(tensors, *settings, "head_activation=linear").assumptions
+    assert not any(phrase.startswith(start) for phrase in told)
+
+
+GAPS: dict[str, nn.Sequential] = {
+    "before the head": nn.Sequential(nn.ReLU(), nn.Linear(H, V)),
+    "after a linear stage": nn.Sequential(
+        nn.Linear(H, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, V)
+    ),
+    "after a batch norm": nn.Sequential(
+        nn.Linear(H, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, V)
+    ),
+    "between two norms": nn.Sequential(
+        nn.LayerNorm(H), nn.Linear(H, 5), nn.ReLU(), nn.LayerNorm(5), nn.Linear(5, V)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GAPS)
+def test_numbers_that_prove_a_module_without_weights(case: str) -> None:
+    whole = model(embed=nn.Embedding(V, E), rnn=nn.LSTM(E, H), fc=GAPS[case]).eval()
+    tensors = whole.state_dict()
+    with pytest.raises(SettingNeeded, match="stands behind a module without weights") as caught:
+        recognition.read(tensors, "norm_epsilon=1e-5")
+    assert caught.value.key == "head_activation"
+    assert caught.value.choices == ("relu", "linear", "tanh")
+    settings = ["head_activation=relu", *(["norm_epsilon=1e-5"] if "norm" in case else [])]
+    network = recognition.read(tensors, *settings).network
+    tokens = recognition.ids(V)
+    with torch.inference_mode():
+        values, _ = whole.get_submodule("rnn")(whole.get_submodule("embed")(tokens))
+        expected = whole.get_submodule("fc")(values).log_softmax(-1)
+    torch.testing.assert_close(recognition.logprobs(network, tokens), expected, rtol=0, atol=1e-4)
+
+
+def test_what_training_keeps_is_set_aside() -> None:
+    more = {
+        "criterion.weight": torch.ones(V),
+        "loss_fn.smoothing": torch.tensor(0.5),
+        "val_accuracy.correct": torch.tensor([3.0]),
+        "train_acc.total": torch.tensor(3.0),
+    }
+    reading = recognition.read({**usual().state_dict(), **more})
+    assert "without criterion.weight and 3 more (of a loss or metric)" in reading.text
+    with pytest.raises(CheckpointError, match=r"tensors left over: criterion.weight \[2, 3\]"):
+        recognition.read({**usual().state_dict(), "criterion.weight": torch.ones(2, 3)})
+
+
+PARAMETRIZED: dict[str, Callable[[nn.Module, str], nn.Module]] = {
+    "weight norm": parametrizations.weight_norm,
+    "weight norm of old": nn.utils.weight_norm,
+    "spectral norm": parametrizations.spectral_norm,
+    "spectral norm of old": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("case", PARAMETRIZED)
+@pytest.mark.parametrize(("part", "weight"), [("fc", "weight"), ("rnn", "weight_hh_l0")])
+def test_parametrized_weights(case: str, part: str, weight: str) -> None:
+    whole = usual()
+    owner = whole.get_submodule(part)
+    PARAMETRIZED[case](owner, weight)
+    if case == "weight norm":
+        owner.get_parameter(f"parametrizations.{weight}.original0").data.mul_(1.5)
+    tensors = whole.eval().state_dict()
+    reading = recognition.read(tensors)
+    assert f"{part}.{weight} computed from what normalises it" in reading.text
+    network = reading.network
+    if case.endswith("of old"):
+        for hook in owner._forward_pre_hooks.values():
+            hook(owner, ())
+    expected = getattr(owner, weight).detach().numpy()
+    found = network.head_weight if part == "fc" else network.layers[0].weight_hh
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "missing", ["fc.parametrizations.weight.0._u", "fc.parametrizations.weight.0._v"]
+)
+def test_a_spectral_norm_without_its_vectors(missing: str) -> None:
+    whole = usual()
+    parametrizations.spectral_norm(whole.get_submodule("fc"))
+    tensors = dict(whole.state_dict())
+    del tensors[missing]
+    with pytest.raises(CheckpointError, match=r"fc.weight is computed from these by other than"):
+        recognition.read(tensors)
+
+
+def test_a_weight_beside_its_parts() -> None:
+    more = {"fc.weight_g": torch.ones(V, 1), "fc.weight_v": torch.ones(V, H)}
+    with pytest.raises(CheckpointError, match=r"holds both fc.weight and fc.weight_g"):
+        recognition.read({**usual().state_dict(), **more})
+
+
+def test_a_question_does_not_repeat_itself() -> None:
+    # Two embeddings, of which one is left over whatever the order.
+    whole = square(again=nn.LSTM(H, H), other=nn.Embedding(V, H))
+    with pytest.raises(SettingNeeded) as caught:
+        recognition.read(whole.state_dict())
+    assert len(set(caught.value.choices)) == len(caught.value.choices)
+    with pytest.raises(CheckpointError, match="tensors left over"):
+        recognition.read(whole.state_dict(), "order=rnn,again")
+
+
+def test_an_epsilon_that_the_model_tells_too() -> None:
+    whole = usual(norm=nn.LayerNorm(H, eps=0.25))
+    tensors, modules = whole.state_dict(), modules_of(whole)
+    recognition.read(tensors, "norm_epsilon=0.25", modules=modules)
+    with pytest.raises(SettingError, match=r"norm_epsilon=0.001: module norm has eps=0.25"):
+        recognition.read(tensors, "norm_epsilon=1e-3", modules=modules)

@@ -6,6 +6,7 @@ import argparse
 import collections
 import importlib.util
 import io
+import json
 import pickle
 import sys
 import zipfile
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from unrolled_export.errors import CheckpointError, PickleNeeded, SettingNeeded
+from unrolled_export.readers import read_checkpoint
 from unrolled_export.readers.pickling.inert import Opaque
 from unrolled_export.readers.pickling.numpy_arrays import NumpyArray
 from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
@@ -27,6 +30,7 @@ from unrolled_export.readers.pytorch_files.module_tree import FoundModel, find_m
 from unrolled_export.readers.pytorch_files.storage import StoredTensor
 from unrolled_export.readers.pytorch_files.torch_file import is_torch_file, read_tree
 from unrolled_export.readers.settings import Settings
+from unrolled_export.vocabulary_files import read_vocabulary
 
 SHARED = Path("../shared/models")
 
@@ -432,6 +436,67 @@ def test_any_suffix_will_do(name: str, archive: bool, tmp_path: Path) -> None:
     path = save(tmp_path / name, language_model().state_dict(), archive=archive)
     assert PytorchFile().accepts(path)
     assert PytorchFile().read(path, Settings()).network.vocabulary_size == 7
+
+
+@pytest.mark.parametrize("width", [640, 2048])
+def test_the_content_tells_safetensors(width: int, tmp_path: Path) -> None:
+    """With a header of any length: the first bytes of one of 640 are those of a pickle."""
+    state = language_model().state_dict()
+    path = tmp_path / "model.pt"
+    saved = safetensors.torch.save(state)
+    end = 8 + int.from_bytes(saved[:8], "little")
+    header = json.dumps(json.loads(saved[8:end]), separators=(",", ":")).encode().ljust(width)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + saved[end:])
+    checkpoint = read_checkpoint(path, Settings())
+    assert checkpoint.reading.startswith("safetensors")
+    assert np.array_equal(checkpoint.network.layers[0].weight_hh, state["lstm.weight_hh_l0"])
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_the_content_tells_files_of_torch(archive: bool, tmp_path: Path) -> None:
+    path = save(tmp_path / "model.safetensors", language_model().state_dict(), archive=archive)
+    assert read_checkpoint(path, Settings()).reading.startswith("PyTorch state dict")
+
+
+def test_a_safetensors_file_that_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    content = safetensors.torch.save(language_model().state_dict())
+    for length in (0, 4, 20, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: not a whole safetensors"):
+            read_checkpoint(path, Settings())
+
+
+def _pickled(path: Path) -> None:
+    path.write_bytes(pickle.dumps({token: index for index, token in enumerate("gfedcba")}))
+
+
+def _with_numbers(path: Path) -> None:
+    save(path, {"itos": list("gfedcba"), "counts": torch.arange(7)})
+
+
+def _array(path: Path) -> None:
+    np.save(path, np.array(list("gfedcba")))
+
+
+BESIDE = {"char2idx.pkl": _pickled, "vocab.pt": _with_numbers, "vocab.npy": _array}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_folder_with_a_model_and_its_vocabulary(name: str, tmp_path: Path) -> None:
+    save(tmp_path / "model.pt", language_model().state_dict())
+    BESIDE[name](tmp_path / name)
+    checkpoint = read_checkpoint(tmp_path, Settings())
+    assert checkpoint.files == (tmp_path / "model.pt", tmp_path / name)
+    assert checkpoint.vocabulary_file == tmp_path / name
+    assert read_vocabulary(tmp_path / name, 7) == tuple("gfedcba")
+
+
+def test_a_folder_with_two_models(tmp_path: Path) -> None:
+    for name in ("best.pt", "last.pt"):
+        save(tmp_path / name, language_model().state_dict())
+    with pytest.raises(CheckpointError, match=r"more than one checkpoint \(best\.pt, last\.pt\)"):
+        read_checkpoint(tmp_path, Settings())
 
 
 def test_a_tar_archive_of_the_first_releases(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import pickle
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
+import torch
 from support.checkpoints import convert, read_manifest, refusal, save, state_dict
 from unrolled.v1 import model_pb2
 from unrolled_export.errors import CheckpointError, PickleNeeded, SettingNeeded, VocabularyError
@@ -120,6 +121,90 @@ def test_a_pickled_object_needs_permission(tmp_path: Path) -> None:
     with pytest.raises(PickleNeeded, match=r"dictionary\.pkl: .*\.Dictionary"):
         read_vocabulary(path)
     assert read_vocabulary(path, allow_pickle=True) == TOKENS
+
+
+class Corpus:
+    """As word_language_model has one: the texts as tensors beside the dictionary."""
+
+    def __init__(self) -> None:
+        self.dictionary = Dictionary()
+        self.train = torch.arange(30) % 7
+
+
+class Vocabulary:
+    """As REINVENT has one: both directions in one map."""
+
+    def __init__(self) -> None:
+        self._tokens = IDS | dict(enumerate(TOKENS))
+        self._current_id = len(TOKENS)
+
+
+@pytest.mark.parametrize("form", ["pickle", "archive", "legacy"])
+@pytest.mark.parametrize("kind", [Dictionary, Corpus, Vocabulary])
+def test_objects_in_files_of_any_form(
+    kind: Callable[[], object], form: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "vocabulary"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(kind()))
+    else:
+        torch.save(kind(), path, _use_new_zipfile_serialization=form == "archive")
+    with pytest.raises(PickleNeeded):
+        read_vocabulary(path, len(TOKENS))
+    assert read_vocabulary(path, len(TOKENS), allow_pickle=True) == TOKENS
+
+
+@pytest.mark.parametrize("archive", [True, False])
+@pytest.mark.parametrize("name", PICKLED)
+def test_files_of_torch(name: str, archive: bool, tmp_path: Path) -> None:
+    path = tmp_path / "vocab.pt"
+    torch.save(PICKLED[name], path, _use_new_zipfile_serialization=archive)
+    assert read_vocabulary(path, len(TOKENS)) == TOKENS
+
+
+def test_a_corpus_of_another_size(tmp_path: Path) -> None:
+    """The tokens are read all the same, so that the message counts them."""
+    path = tmp_path / "corpus.pt"
+    torch.save(Corpus(), path)
+    assert read_vocabulary(path, len(TOKENS) + 3, allow_pickle=True) == TOKENS
+
+
+@pytest.mark.parametrize("kind", ["<U9", ">U9"])
+def test_arrays_of_texts(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "vocab.npy"
+    np.save(path, np.array(TOKENS, dtype=kind))
+    assert read_vocabulary(path) == TOKENS
+    np.save(path, np.array([b"a", "é".encode()]))
+    assert read_vocabulary(path) == ("a", "é")
+
+
+def test_arrays_that_are_no_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.npy"
+    for other in (np.zeros(3), np.array([["a"]]), np.array(["a", None], dtype=object)):
+        np.save(path, other)
+        with pytest.raises(VocabularyError, match=r"vocab\.npy: not an array of texts"):
+            read_vocabulary(path)
+    np.save(path, np.array(TOKENS))
+    content = path.read_bytes()
+    for damaged in (content[:-1], content[:-4] + b"\xff" * 4, content.replace(b"<U", b"<U9")):
+        path.write_bytes(damaged)
+        with pytest.raises(VocabularyError, match=r"vocab\.npy: "):
+            read_vocabulary(path)
+
+
+def test_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = save(tmp_path, state_dict())
+    line = refusal([*arguments, "--vocab", str(tmp_path)], tmp_path / "models", capsys)
+    assert line.endswith(f"{tmp_path}: a folder, but a vocabulary is a file")
+    missing = tmp_path / "nothing.json"
+    line = refusal([*arguments, "--vocab", str(missing)], tmp_path / "models", capsys)
+    assert line.endswith(f"{missing}: no such file")
+
+
+def test_bytes_are_256(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = save(tmp_path, state_dict(vocabulary=40))
+    line = refusal([*arguments, "--set", "vocabulary=byte"], tmp_path / "models", capsys)
+    assert "means all 256 bytes, but the weights have 40 tokens" in line
 
 
 class Hostile:

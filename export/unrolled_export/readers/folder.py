@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from unrolled_export.errors import CheckpointError, ExportError
+from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
+from unrolled_export.readers.pytorch_files.module_tree import may_hold_model
+from unrolled_export.readers.pytorch_files.torch_file import read_tree
 from unrolled_export.readers.reader import Checkpoint, Reader
 from unrolled_export.readers.settings import Settings
 from unrolled_export.tokenizer_files import TokenizerFile
@@ -26,7 +29,7 @@ class CheckpointFolder:
         return path.is_dir()
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
-        found = list(self._checkpoints(path))
+        found = _with_models(list(self._checkpoints(path)))
         if not found:
             raise CheckpointError(path, "no file in this folder is a checkpoint")
         if len(found) > 1:
@@ -44,6 +47,25 @@ class CheckpointFolder:
             reader = next((r for r in self._readers if file.is_file() and r.accepts(file)), None)
             if reader is not None:
                 yield file, reader
+
+
+def _with_models(found: Sequence[tuple[Path, Reader]]) -> Sequence[tuple[Path, Reader]]:
+    """Of several files those that are not mere pickles of something else, such as a vocabulary."""
+    if len(found) < 2:
+        return found
+    return [
+        (file, reader)
+        for file, reader in found
+        if not isinstance(reader, PytorchFile) or _may_be_model(file)
+    ]
+
+
+def _may_be_model(file: Path) -> bool:
+    try:
+        return may_hold_model(file, read_tree(file, allow_pickle=True))
+    except CheckpointError:
+        # A damaged model is still the user's to name, or to take away.
+        return True
 
 
 def _with_vocabulary(

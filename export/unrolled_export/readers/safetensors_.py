@@ -10,19 +10,24 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.pytorch_files.torch_file import is_torch_file
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.stand_ins import check_content
 from unrolled_export.readers.state_dicts.state_dict import read_state_dict
 from unrolled_export.readers.tensors import Tensors
 
 
 class SafetensorsFile:
-    """A `.safetensors` file of a PyTorch state dict."""
+    """A safetensors file of a PyTorch state dict, whatever it is called."""
 
     kind = ".safetensors"
 
     def accepts(self, path: Path) -> bool:
-        return path.is_file() and path.suffix == ".safetensors"
+        if not path.is_file():
+            return False
+        is_called_so = path.suffix == ".safetensors"
+        return _begins_like_safetensors(path) or (is_called_so and not is_torch_file(path))
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
         reading = read_state_dict(read_tensors(path), settings)
@@ -39,12 +44,25 @@ def read_tensors(path: Path) -> Tensors:
 
     Raises CheckpointError where it is damaged, or holds numbers that NumPy does not know.
     """
+    check_content(path, _head(path))
     try:
         with safe_open(path, framework="numpy") as file:
             return Tensors(path, {name: _array(file, path, name) for name in file.keys()})  # noqa: SIM118
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(path, f"not a whole safetensors file ({reason})") from error
+
+
+def _begins_like_safetensors(path: Path) -> bool:
+    """Whether it begins with the length of a header that the file has room for, then the JSON."""
+    head = _head(path)
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and length <= path.stat().st_size - 8
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
 
 
 def _array(file: Any, path: Path, name: str) -> NDArray[Any]:

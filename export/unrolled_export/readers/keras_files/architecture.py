@@ -29,6 +29,8 @@ class LayerSpec:
 
 
 MODELS = ("Sequential", "Functional", "Model")
+CELLS = {"LSTMCell": "LSTM", "GRUCell": "GRU", "SimpleRNNCell": "SimpleRNN"}
+"""Of the cells that a layer RNN may have, the layers that do the same."""
 _MAX_DEPTH = 8
 
 _ATTENTION = "attends to all steps of its input, which is not a state that can be carried"
@@ -74,7 +76,8 @@ def parse_model(text: str | bytes) -> Mapping[str, Any] | None:
 def is_custom(text: str) -> bool:
     """Whether a model is of a class of its own, whose JSON does not tell its layers."""
     value = _json(text)
-    return isinstance(value, dict) and "registered_name" in value and parse_model(text) is None
+    kind = value.get("class_name") if isinstance(value, dict) else None
+    return isinstance(kind, str) and kind not in MODELS
 
 
 def _json(text: str | bytes) -> object:
@@ -132,6 +135,8 @@ class _Reading:
                 yield from self._flattened(entry, f"{place}/", depth + 1)
             elif self._kind(entry) == "TimeDistributed":
                 yield self._time_distributed(entry, place)
+            elif self._kind(entry) == "RNN":
+                yield from self._cells(entry, place)
             else:
                 yield LayerSpec(self._kind(entry), self._name(entry), self._config(entry), place)
 
@@ -140,9 +145,37 @@ class _Reading:
         if not isinstance(inner, dict):
             raise self._error(f"layer {self._name(entry)} (TimeDistributed) wraps no layer")
         kind = self._kind(inner)
-        if kind in (*MODELS, "LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU"):
+        if kind in (*MODELS, "RNN", "LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU"):
             raise self._error(f"layer {self._name(entry)} applies a {kind} to every step anew")
         return LayerSpec(kind, self._name(entry), self._config(inner), f"{path}/layer")
+
+    def _cells(self, entry: Mapping[str, Any], path: str) -> Iterator[LayerSpec]:
+        """RNN(LSTMCell(4)) is LSTM(4), and one of StackedRNNCells a layer for each."""
+        cell, told = self._config(entry).get("cell"), self._config(entry)
+        shared = {key: told[key] for key in ("go_backwards", "return_sequences") if key in told}
+        if not isinstance(cell, dict) or self._kind(cell) != "StackedRNNCells":
+            yield self._of_cell(entry, cell, self._name(entry), shared, path)
+            return
+        cells = self._config(cell).get("cells")
+        if not isinstance(cells, list) or not all(isinstance(part, dict) for part in cells):
+            raise self._error(f"layer {self._name(entry)} (RNN) has no list of cells")
+        places = self._paths(cells, f"{path}/cell/", "cells")
+        for part in cells:
+            said = shared if part is cells[-1] else {**shared, "return_sequences": True}
+            yield self._of_cell(entry, part, self._name(part), said, places[id(part)])
+
+    def _of_cell(
+        self,
+        entry: Mapping[str, Any],
+        cell: object,
+        name: str,
+        shared: Mapping[str, Any],
+        path: str,
+    ) -> LayerSpec:
+        kind = self._kind(cell) if isinstance(cell, dict) else "no cell"
+        if not isinstance(cell, dict) or kind not in CELLS:
+            raise self._error(f"layer {self._name(entry)} (RNN) is of {kind}, which is not read")
+        return LayerSpec(CELLS[kind], name, {**self._config(cell), **shared}, path)
 
     def _entries(self, model: Mapping[str, Any], depth: int) -> list[Mapping[str, Any]]:
         """The layers as listed."""
@@ -155,7 +188,9 @@ class _Reading:
             raise self._error('its architecture has no list "layers"')
         return entries
 
-    def _paths(self, entries: list[Mapping[str, Any]], parent: str) -> dict[int, str]:
+    def _paths(
+        self, entries: list[Mapping[str, Any]], parent: str, group: str = "layers"
+    ) -> dict[int, str]:
         """Keras 3 names groups after classes and counts those that repeat."""
         seen: dict[str, int] = {}
         paths = {}
@@ -163,7 +198,7 @@ class _Reading:
             snake = _snake_case(self._kind(entry))
             count = seen[snake] = seen.get(snake, -1) + 1
             paths[id(entry)] = (
-                f"{parent}layers/{snake}_{count}" if count else f"{parent}layers/{snake}"
+                f"{parent}{group}/{snake}_{count}" if count else f"{parent}{group}/{snake}"
             )
         return paths
 

@@ -7,6 +7,7 @@ else from the weights' names and shapes.
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,10 @@ def _is_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _WEIGHTS in archive.namelist()
-    except (OSError, zipfile.BadZipFile, ValueError, LookupError, EOFError):
+    except (
+        *(OSError, zipfile.BadZipFile, ValueError, LookupError, EOFError),
+        *(NotImplementedError, struct.error),
+    ):
         # Whatever it is, it is not for this reader to say what is wrong with it.
         return False
 

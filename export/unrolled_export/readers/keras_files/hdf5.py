@@ -70,10 +70,11 @@ def read_hdf5(path: Path, content: bytes | None = None) -> KerasWeights:
             held = {group.layer for group in groups}
             names = _texts(path, holder, "layer_names")
             weightless = tuple(name for name in names if name not in held)
-            return KerasWeights(tensors, groups, False, weightless, version, architecture)
+            last = names[-1] if names else None
+            return KerasWeights(tensors, groups, False, weightless, last, version, architecture)
         groups = _positional_groups(tensors)
-        weightless = tuple(_weightless(root, groups))
-        return KerasWeights(tensors, groups, True, weightless, version, architecture)
+        weightless = tuple(_weightless(root, ""))
+        return KerasWeights(tensors, groups, True, weightless, None, version, architecture)
 
 
 @contextmanager
@@ -307,12 +308,18 @@ def _positional_groups(tensors: Tensors) -> tuple[WeightGroup, ...]:
     )
 
 
-def _weightless(root: Any, groups: tuple[WeightGroup, ...]) -> Iterator[str]:
-    """Layers of which the file has an empty group."""
-    paths = {group.owner for group in groups}
-    for key in _subgroup(root, "layers") or ():
-        if not any(f"{path}/".startswith(f"layers/{key}/") for path in paths):
-            yield key
+def _weightless(group: Any, path: str) -> Iterator[str]:
+    """Paths of layers that hold neither weights nor other layers, which have an empty `vars`."""
+    inner = [
+        key
+        for key in group
+        if key != "vars" and not _IGNORED.fullmatch(key) and _subgroup(group, key) is not None
+    ]
+    for key in inner:
+        yield from _weightless(group[key], f"{path}/{key}" if path else key)
+    own = _subgroup(group, "vars")
+    if path and not inner and own is not None and not len(own):
+        yield path.removeprefix("layers/")
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

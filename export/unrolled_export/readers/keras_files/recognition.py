@@ -16,6 +16,23 @@ from unrolled_export.readers.tensors import Tensors
 _KINDS = {1: "SimpleRNN", 3: "GRU", 4: "LSTM"}
 _ORDER = ("Embedding", "LSTM", "GRU", "SimpleRNN", "Dense")
 _ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
+_INERT = re.compile(
+    r"input(_layer)?|(.*_)?drop(out)?[0-9]*d?(_layer)?|gaussian_noise|activity_regularization"
+)
+"""Names of layers without weights that do nothing at inference: Keras' own, and those of attributes
+that hold a Dropout."""
+_OUTPUTS = ("activation", "softmax")
+_CELL = re.compile(r"cell(_[0-9]+)?$")
+_UNSEEN = (
+    "texts read forwards",
+    "no activation behind the last Dense but softmax",
+    "no skip connections",
+)
+_BESIDE = "put its architecture, the JSON of model.to_json(), beside the file"
+_NORMS = {
+    "LayerNormalization": r"layer_?norm|(^|_)ln",
+    "BatchNormalization": r"batch_?norm|(^|_)bn",
+}
 _BIDIRECTIONAL = re.compile(r"(^|/)(forward|backward)_")
 
 
@@ -24,8 +41,9 @@ def recognise(
 ) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """The layers, and what was assumed.
 
-    Settings: `recurrent_activation`, `reset_after`, `nonlinearity` and `dense_activation` tell
-    what weights do not. Raises CheckpointError and SettingError.
+    Settings: `recurrent_activation`, `reset_after`, `nonlinearity`, `dense_activation` and
+    `after_NORM`, NORM the name of a normalisation, tell what weights do not. Raises
+    CheckpointError and SettingError.
     """
     return _Recognition(weights, settings).read()
 
@@ -47,6 +65,7 @@ class _Recognition:
         kinds = [(self._kind(group), group) for group in self._weights.groups]
         if self._weights.is_positional:
             kinds = self._sorted(kinds)
+        self._assumptions.update(dict.fromkeys(_UNSEEN))
         head = max((n for n, (kind, _) in enumerate(kinds) if kind == "Dense"), default=-1)
         parts = tuple(
             Part(LayerSpec(kind, group.layer, self._config(kind, group, n == head)), named)
@@ -61,26 +80,36 @@ class _Recognition:
                 f"{self._first(group)} belongs to a bidirectional layer, which reads a text from "
                 "its end as well and so cannot continue one"
             )
-        scores = [name for name in group.weights.values() if self._tensors.shape(name)[1:] == (1,)]
-        if scores or _ATTENTION.search(group.owner) or _ATTENTION.search(group.layer):
-            name = scores[0] if scores else next(iter(group.weights.values()))
+        if _ATTENTION.search(group.owner) or _ATTENTION.search(group.layer):
             raise self._tensors.error(
-                f"{self._tensors.shown(name)} weighs the steps of a text (attention over all "
-                "steps), which is not a state that can be carried"
+                f"{self._first(group)} weighs the steps of a text (attention over all steps), "
+                "which is not a state that can be carried"
             )
+        for name in group.weights.values():
+            if self._tensors.shape(name)[1:] == (1,):
+                raise self._tensors.error(
+                    f"{self._tensors.shown(name)} makes one number of a step, where a language "
+                    "model scores every token of its vocabulary"
+                )
 
     def _refuse_weightless(self, name: str) -> None:
         """Layers without weights leave a name, which is that of their class by default."""
-        words = re.sub(r"_[0-9]+$", "", name).split("_")
-        if reason := why_refused("".join(word.capitalize() for word in words)):
+        stem = _stem(name)
+        if reason := why_refused("".join(word.capitalize() for word in stem.split("_"))):
             raise self._tensors.error(f"layer {name} {reason}")
-        if words[-1] in ("elu", "lu", "relu", "prelu"):
-            raise self._tensors.error(
-                f"layer {name} is an activation whose place the file does not tell: put its "
-                "architecture, the JSON of model.to_json(), beside the file"
-            )
-        if words[0] in ("activation", "softmax"):
+        if stem in _OUTPUTS and self._is_last(name):
             self._assumptions[f"layer {name} is the softmax of the output"] = None
+        elif not _INERT.fullmatch(stem):
+            raise self._tensors.error(
+                f"layer {name} has no weights, and the file does not tell what it does and "
+                f"where: {_BESIDE}"
+            )
+
+    def _is_last(self, name: str) -> bool:
+        """Whether a layer is the last; where the file keeps no order, the only one of its kind."""
+        if not self._weights.is_positional:
+            return name == self._weights.last
+        return sum(_stem(other) in _OUTPUTS for other in self._weights.weightless) == 1
 
     def _first(self, group: WeightGroup) -> str:
         return self._tensors.shown(next(iter(group.weights.values())))
@@ -104,19 +133,22 @@ class _Recognition:
     def _kind_by_shape(self, group: WeightGroup) -> str:
         shapes = [self._tensors.shape(name) for name in group.weights.values()]
         dimensions = [len(shape) for shape in shapes]
-        if group.owner.endswith("cell") and dimensions[:2] == [2, 2]:
+        if _CELL.search(group.owner) and dimensions[:2] == [2, 2]:
             return self._recurrent_kind(group, self._named("LSTM", group))
         if dimensions == [2, 1]:
             return "Dense"
         if dimensions == [2]:
             return "Embedding" if re.search("emb", group.owner, re.IGNORECASE) else "Dense"
+        norm = {2: "LayerNormalization", 4: "BatchNormalization"}.get(len(shapes), "")
+        is_norm = dimensions == [1] * len(shapes) and len(set(shapes)) == 1
+        if norm and is_norm and re.search(_NORMS[norm], group.layer):
+            return norm
         raise self._unknown(group)
 
     def _unknown(self, group: WeightGroup) -> CheckpointError:
         shapes = ", ".join(self._tensors.shown(name) for name in group.weights.values())
         return self._tensors.error(
-            f"layer {group.layer} ({shapes}) is not recognised by its weights: put its "
-            "architecture, the JSON of model.to_json(), beside the file"
+            f"layer {group.layer} ({shapes}) is not recognised by its weights: {_BESIDE}"
         )
 
     def _recurrent_kind(self, group: WeightGroup, named: Mapping[str, str]) -> str:
@@ -126,20 +158,54 @@ class _Recognition:
         return _KINDS[gates]
 
     def _sorted(self, kinds: list[tuple[str, WeightGroup]]) -> list[tuple[str, WeightGroup]]:
-        """Where the file keeps no order: embedding, recurrent layers, Dense layers, by name."""
+        """Where the file keeps no order: embedding, recurrent layers, Dense layers, by name.
+
+        Normalisations stand where their width allows it, or where they are said to.
+        """
         self._assumptions["layers in the order of their names"] = None
-        return sorted(kinds, key=lambda pair: _ORDER.index(pair[0]))
+        products = [pair for pair in kinds if pair[0] in _ORDER]
+        chain = sorted(products, key=lambda pair: _ORDER.index(pair[0]))
+        below = chain[:-1] if chain and chain[-1][0] == "Dense" else chain
+        # Each directly above its layer: the first of two on one layer has to come last.
+        for pair in reversed([pair for pair in kinds if pair[0] not in _ORDER]):
+            chain.insert(chain.index(self._below(pair[1], below)) + 1, pair)
+        return chain
+
+    def _below(
+        self, norm: WeightGroup, layers: list[tuple[str, WeightGroup]]
+    ) -> tuple[str, WeightGroup]:
+        """The layer that a normalisation stands on. Setting: `after_NORM`."""
+        width = self._tensors.shape(next(iter(norm.weights.values())))[0]
+        fitting = {_place(group): (kind, group) for kind, group in layers}
+        fitting = {name: pair for name, pair in fitting.items() if self._width(*pair) == width}
+        key, only = f"after_{norm.layer}", next(iter(fitting), None)
+        if only is None:
+            raise self._unknown(norm)
+        if len(fitting) == 1:
+            self._assumptions[f"{norm.layer} stands on {only}, which alone has its width"] = None
+            return fitting[only]
+        said = self._settings.choice(key, list(fitting))
+        if said is None:
+            problem = f"{self._first(norm)}: the file does not tell which layer it stands on"
+            raise SettingNeeded(self._tensors.file, problem, key, list(fitting))
+        return fitting[said]
+
+    def _width(self, kind: str, group: WeightGroup) -> int:
+        """Numbers that a layer makes of a step."""
+        shapes = [self._tensors.shape(name) for name in group.weights.values()]
+        return shapes[0][1] if kind in ("Embedding", "Dense") else shapes[1][0]
 
     def _named(self, kind: str, group: WeightGroup) -> Mapping[str, str]:
         if kind == "Embedding":
             return {"embeddings": next(iter(group.weights.values()))}
         if not self._weights.is_positional:
             return group.weights
-        roles = ("kernel", "bias") if kind == "Dense" else ("kernel", "recurrent_kernel", "bias")
+        roles = _ROLES.get(kind, ("kernel", "recurrent_kernel", "bias"))
         return dict(zip((*roles, *map(str, range(3, 1000))), group.weights.values(), strict=False))
 
     def _config(self, kind: str, group: WeightGroup, is_head: bool) -> dict[str, Any]:
         if kind in ("LSTM", "GRU"):
+            self._assumptions["activation tanh"] = None
             return self._config_of_gates(kind, group)
         if kind == "SimpleRNN":
             return {"activation": self._asked("nonlinearity", ("tanh", "relu"), group)}
@@ -184,7 +250,22 @@ class _Recognition:
         return said
 
 
+def _stem(name: str) -> str:
+    """The last part of a name or path, without Keras' number."""
+    return re.sub(r"_[0-9]+$", "", name.rpartition("/")[2])
+
+
+def _place(group: WeightGroup) -> str:
+    return group.owner.removeprefix("layers/").removesuffix("/cell")
+
+
 _MOVING = ("moving_mean", "moving_variance")
+_ROLES: Mapping[str, tuple[str, ...]] = {
+    "Dense": ("kernel", "bias"),
+    "LayerNormalization": ("gamma", "beta"),
+    "BatchNormalization": ("gamma", "beta", *_MOVING),
+}
+"""By position, where the file keeps no roles; of any other kind those of a recurrent layer."""
 _WORDS = {
     "nonlinearity": "activation",
     "dense_activation": "activation",

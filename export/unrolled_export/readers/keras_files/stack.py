@@ -236,6 +236,14 @@ class Stack:
             raise part.error(self._tensors, "is not over the tokens")
         self._activate(part, "softmax")
 
+    def _add_relu(self, part: Part) -> None:
+        told = part.spec.config
+        other = [key for key in ("threshold", "negative_slope") if told.get(key)]
+        other += ["max_value"] if told.get("max_value") is not None else []
+        if other:
+            raise part.error(self._tensors, f"has a {other[0]}, which this release does not read")
+        self._activate(part, Activation.RELU)
+
     def _activate(self, part: Part, name: object) -> None:
         if name in _OUTPUTS and self._layers:
             self._is_finished = True
@@ -408,6 +416,7 @@ _HANDLERS: dict[str, Callable[[Stack, Part], None]] = {
     "TimeDistributedDense": Stack._add_dense,
     "Activation": Stack._add_activation,
     "Softmax": Stack._add_softmax,
+    "ReLU": Stack._add_relu,
     "LayerNormalization": Stack._add_layer_norm,
     "BatchNormalization": Stack._add_batch_norm,
 }

@@ -35,7 +35,10 @@ class KerasWeights:
     """Whether the layout is that of Keras 3 and of .keras files: weights by position and layers
     in no order. Otherwise layers are in the model's order."""
     weightless: tuple[str, ...]
-    """Names of layers without weights, or of their classes."""
+    """Names of layers without weights; in the layout of Keras 3 their paths, which end in the names
+    of their classes or of attributes."""
+    last: str | None
+    """Name of the last layer; None where the layout keeps no order."""
     version: str | None
     """Of the Keras that wrote it."""
     architecture: str | None

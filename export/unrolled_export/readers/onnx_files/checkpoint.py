@@ -1,8 +1,9 @@
 """Recurrent language models in ONNX, recognised by how their nodes are connected.
 
-From the scores back to the tokens: a linear map, perhaps after dense layers, the operators LSTM,
-GRU or RNN, and a Gather of embeddings or a OneHot. Operators that only move elements may lie
-between. ONNX orders the gates of an LSTM i, o, f, c and of a GRU z, r, h.
+From the scores back to the tokens: a linear map, perhaps after dense layers, activations and
+layer normalisations, the operators LSTM, GRU or RNN, and a Gather of embeddings or a OneHot.
+Operators that only move elements may lie between. ONNX orders the gates of an LSTM i, o, f, c
+and of a GRU z, r, h.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from unrolled_export.errors import CheckpointError
-from unrolled_export.network import Activation, Cell, Dense, Floats, Layer, Network
+from unrolled_export.network import (
+    Activation,
+    Cell,
+    Dense,
+    Floats,
+    Layer,
+    LayerNorm,
+    Network,
+    Stage,
+)
 from unrolled_export.readers.onnx_files.graph import Graph, is_standard
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
@@ -26,6 +36,8 @@ _ORDERS = {Cell.LSTM: (0, 2, 3, 1), Cell.GRU: (1, 0, 2), Cell.RNN_TANH: (0,), Ce
 """Where each of PyTorch's gates is found."""
 _DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 _DENSE = {"Relu": Activation.RELU, "Tanh": Activation.TANH, "Sigmoid": Activation.SIGMOID}
+_MAX_IDENTITY = 1 << 13
+_MOST_ITEMS = 100
 _SCORES = ("LogSoftmax", "Softmax", "Log")
 _QUANTISED = ("QLinear", "DynamicQuantize", "QuantizeLinear", "DequantizeLinear", "MatMulInteger")
 _ONE_HOT_ASSUMED = "the graph's input is the token, one-hot"
@@ -104,11 +116,25 @@ class _Linear:
 
 
 @dataclass(frozen=True)
+class _Norm:
+    """A layer normalisation: names of constants."""
+
+    weight: str
+    bias: str | None
+    epsilon: float
+
+
+_Item = _Linear | _Norm | Activation
+"""Above the recurrent layers; an activation alone is one of what is no product."""
+
+
+@dataclass(frozen=True)
 class _Parts:
     """The nodes of a language model."""
 
-    linears: tuple[_Linear, ...]
-    """From the top layer to the scores, the head last."""
+    items: tuple[_Item, ...]
+    """From the top layer to the head, which is not among them."""
+    head: _Linear
     recurrent: tuple[onnx.NodeProto, ...]
     """Bottom layer first."""
     tokens: onnx.NodeProto | None
@@ -121,7 +147,8 @@ class _Parts:
         _refuse_quantised(graph)
         if not recurrent:
             raise graph.error("has no LSTM, GRU or RNN operator")
-        linears, name = _linears(graph, _scores(graph))
+        head, name = _linear(graph, _scores(graph), Activation.LINEAR)
+        items, name = _items(graph, name)
         layers: list[onnx.NodeProto] = []
         while (node := graph.producer(name)) is not None and _is(node, *_RECURRENT):
             if name not in node.output[:2] or (layers and name != node.output[0]):
@@ -138,14 +165,16 @@ class _Parts:
                 f"has {len(recurrent)} recurrent nodes, of which {len(layers)} are in line from "
                 "the tokens to the scores"
             )
-        return cls(linears, tuple(layers), node)
+        return cls(items, head, tuple(layers), node)
 
     def reading(self) -> str:
         """Which nodes were found, in words."""
         tokens = "one-hot input" if self.tokens is None else self.tokens.op_type
         layers = f"{len(self.recurrent)} {self.recurrent[0].op_type}"
-        dense = f"{len(self.linears) - 1} dense, " if len(self.linears) > 1 else ""
-        return f"{tokens}, {layers}, {dense}head {self.linears[-1].weight!r}"
+        kinds = {_Linear: "dense", _Norm: "layer normalisation", Activation: "activation"}
+        found = [next(kinds[kind] for kind in kinds if isinstance(i, kind)) for i in self.items]
+        stages = "".join(f"{found.count(kind)} {kind}, " for kind in dict.fromkeys(found))
+        return f"{tokens}, {layers}, {stages}head {self.head.weight!r}"
 
 
 def _is(node: onnx.NodeProto, *operators: str) -> bool:
@@ -184,24 +213,46 @@ def _scores(graph: Graph) -> str:
     return next(iter(found))
 
 
-def _linears(graph: Graph, name: str) -> tuple[tuple[_Linear, ...], str]:
-    """The linear maps above the recurrent layers, and what the first of them reads."""
-    linears: list[_Linear] = []
-    node = graph.producer(name)
-    while not linears or (node is not None and not _is(node, *_RECURRENT)):
-        activation = Activation.LINEAR
-        if node is not None and linears and _is(node, *_DENSE):
-            activation = _DENSE[node.op_type]
-            name = graph.moved(graph.read(node, 0))
-        linear, name = _linear(graph, name, activation)
-        linears.insert(0, linear)
-        node = graph.producer(name)
-    return tuple(linears), name
+def _items(graph: Graph, name: str) -> tuple[tuple[_Item, ...], str]:
+    """What stands between the recurrent layers and the head, and what the first of it reads."""
+    items: list[_Item] = []
+    while (node := graph.producer(name)) is not None and not _is(node, *_RECURRENT):
+        if len(items) > _MOST_ITEMS:
+            raise graph.error("has a path of too many nodes")
+        item, name = _item(graph, name, node)
+        items.insert(0, item)
+    return tuple(items), name
+
+
+def _item(graph: Graph, name: str, node: onnx.NodeProto) -> tuple[_Item, str]:
+    """The part that `node` ends, which makes `name`, and what it reads."""
+    if _is(node, "LayerNormalization"):
+        return _norm(graph, node), graph.moved(graph.read(node, 0))
+    if not _is(node, *_DENSE):
+        return _linear(graph, name, Activation.LINEAR)
+    activation, name = _DENSE[node.op_type], graph.moved(graph.read(node, 0))
+    below = graph.producer(name)
+    if below is not None and _is(below, "Add", "Gemm", "MatMul"):
+        return _linear(graph, name, activation)
+    return activation, name
+
+
+def _norm(graph: Graph, node: onnx.NodeProto) -> _Norm:
+    """Defaults are those of the operator."""
+    told = graph.attributes(node)
+    epsilon = told.get("epsilon", 1e-5)
+    if told.get("axis", -1) != -1:
+        raise graph.error(f"{graph.shown(node)} is over several axes (axis {told['axis']!r})")
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise graph.error(f"{graph.shown(node)} has epsilon {epsilon!r}")
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    return _Norm(graph.read(node, 1), bias, epsilon)
 
 
 def _linear(graph: Graph, name: str, activation: Activation) -> tuple[_Linear, str]:
     """The linear map that makes a value, and what it reads."""
-    node, bias = graph.producer(name), None
+    top, bias = graph.producer(name), None
+    node = top
     if node is not None and _is(node, "Add") and len(node.input) == 2:
         constants = [index for index in (0, 1) if graph.constant(node.input[index]) is not None]
         if len(constants) == 1:
@@ -214,7 +265,9 @@ def _linear(graph: Graph, name: str, activation: Activation) -> tuple[_Linear, s
     elif node is not None and _is(node, "MatMul") and len(node.input) == 2:
         linear = _Linear(node.input[1], True, bias, activation)
     else:
-        raise graph.error(_unread(graph, name, node))
+        # A bias on a recurrent node is at fault, not that node.
+        is_read = node is not None and _is(node, *_RECURRENT)
+        raise graph.error(_unread(graph, name, top if is_read else node))
     return linear, graph.moved(graph.read(node, 0))
 
 
@@ -225,7 +278,7 @@ def _is_plain_gemm(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _network(graph: Graph, parts: _Parts) -> Network:
-    *dense, head = (_dense(graph, linear) for linear in parts.linears)
+    head = _dense(graph, parts.head)
     embedding = _embedding(graph, parts, len(head.weight))
     below = len(head.weight) if embedding is None else int(embedding.shape[1])
     cell, reset_after = _cell(graph, parts.recurrent)
@@ -233,11 +286,11 @@ def _network(graph: Graph, parts: _Parts) -> Network:
     for node in parts.recurrent:
         layers.append(_layer(graph, node, cell, below))
         below = layers[-1].hidden_size
-    for dense_layer in (*dense, head):
-        if dense_layer.weight.shape[1] != below:
-            shape = list(dense_layer.weight.shape)
-            raise graph.error(f"a product with weights {shape} does not fit {below} inputs")
-        below = len(dense_layer.weight)
+    stages: list[Stage] = []
+    for item in parts.items:
+        stages.append(_stage(graph, item, below))
+        below = len(stages[-1].weight)
+    _check_fits(graph, head, below)
     initial = _initial(graph, parts.recurrent, layers, cell)
     graph.check_all_used(parts.reading())
     return Network(
@@ -247,10 +300,30 @@ def _network(graph: Graph, parts: _Parts) -> Network:
         head.weight,
         head.bias,
         _parameters(graph, parts),
-        stages=tuple(dense),
+        stages=tuple(stages),
         reset_after=reset_after,
         initial=initial,
     )
+
+
+def _stage(graph: Graph, item: _Item, below: int) -> Stage:
+    if isinstance(item, Activation):
+        if below > _MAX_IDENTITY:
+            raise graph.error(f"{item} of {below} units without a product is not read")
+        return Dense(np.eye(below, dtype=np.float32), np.zeros(below, np.float32), item)
+    if isinstance(item, _Norm):
+        zeros = np.zeros(below, np.float32)
+        bias = zeros if item.bias is None else graph.take(item.bias, (below,))
+        return LayerNorm(graph.take(item.weight, (below,)), bias, item.epsilon)
+    dense = _dense(graph, item)
+    _check_fits(graph, dense, below)
+    return dense
+
+
+def _check_fits(graph: Graph, dense: Dense, below: int) -> None:
+    if dense.weight.shape[1] != below:
+        shape = list(dense.weight.shape)
+        raise graph.error(f"a product with weights {shape} does not fit {below} inputs")
 
 
 def _dense(graph: Graph, linear: _Linear) -> Dense:
@@ -405,7 +478,8 @@ def _fills_zeros(graph: Graph, node: onnx.NodeProto) -> bool:
 
 def _parameters(graph: Graph, parts: _Parts) -> int:
     """Numbers in the weights that were taken, those of a tied head once."""
-    names = [name for linear in parts.linears for name in (linear.weight, linear.bias) if name]
+    above = [item for item in (*parts.items, parts.head) if not isinstance(item, Activation)]
+    names = [name for item in above for name in (item.weight, item.bias) if name]
     names += [name for node in parts.recurrent for name in node.input[1:4] if name]
     if parts.tokens is not None and parts.tokens.op_type == "Gather":
         names.append(parts.tokens.input[0])

@@ -56,10 +56,10 @@ class NumpyArray:
         if isinstance(data, list):
             self.items = data if len(shape) == 1 else None
         else:
-            self.array = _array(data, kind, shape, "F" if is_fortran else "C")
+            self.array = array_of_parts(data, kind, shape, "F" if is_fortran else "C")
 
 
-def _array(data: Any, kind: object, shape: object, order: Any) -> NDArray[Any]:
+def array_of_parts(data: Any, kind: object, shape: object, order: Any) -> NDArray[Any]:
     """Raises TypeError or ValueError where the parts do not make an array."""
     if not isinstance(kind, NumpyType) or not isinstance(shape, tuple) or len(shape) > 8:
         raise TypeError("not the parts of an array")
@@ -88,12 +88,12 @@ def _reconstruct(*_: object) -> NumpyArray:
 
 
 def _scalar(kind: NumpyType, content: Any = b"") -> object:
-    value = _array(content, kind, (), "C")
+    value = array_of_parts(content, kind, (), "C")
     return value.item()
 
 
 def _from_buffer(content: Any, kind: object, shape: object, order: object = "C") -> NumpyArray:
-    return NumpyArray(_array(content, kind, shape, "F" if order == "F" else "C"))
+    return NumpyArray(array_of_parts(content, kind, shape, "F" if order == "F" else "C"))
 
 
 NUMPY_BUILDERS: Mapping[str, Callable[..., object]] = {

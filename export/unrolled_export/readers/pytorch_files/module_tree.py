@@ -26,6 +26,7 @@ from unrolled_export.readers.pytorch_files.pickled_modules import (
     named_tensors,
     plain_values,
 )
+from unrolled_export.readers.pytorch_files.storage import StoredTensor
 from unrolled_export.readers.settings import Settings
 
 _RECURRENT = re.compile(r"weight_hh|weight_hr|h2h|state_linearity|recurrent_kernel")
@@ -86,6 +87,22 @@ def find_model(file: Path, tree: object, settings: Settings) -> FoundModel:
         _hints(chosen.place),
         chosen.place.name,
     )
+
+
+def may_hold_model(file: Path, tree: object) -> bool:
+    """Whether anything in `tree` names a matrix. Raises CheckpointError as find_model does."""
+    return any(
+        len(_shape(tensor)) > 1
+        for candidate in _candidates(file, tree)
+        for tensor in candidate.tensors.values()
+    )
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """None of a tensor that is not read."""
+    if isinstance(tensor, OddTensor):
+        return ()
+    return tensor.shape if isinstance(tensor, StoredTensor) else tensor.array.shape
 
 
 def _candidates(file: Path, tree: object) -> Iterator[_Candidate]:

@@ -23,6 +23,7 @@ from unrolled_export.readers.pytorch_files.storage import (
     is_count,
     storage_type,
 )
+from unrolled_export.readers.stand_ins import check_content
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -34,13 +35,18 @@ _HEAD = 512
 _OLDEST = (b"sys_info", b"storages", b"tensors", b"pickle")
 """Members of the tar archives of torch 0.1."""
 _DAMAGED = "damaged, cut off, or not a file of torch.save"
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
+    *(OSError, EOFError, ValueError, LookupError, struct.error),
+)
+"""All that damage in a zip archive makes the standard library raise."""
 
 
 def is_torch_file(path: Path) -> bool:
     """Whether a file looks like one of torch.save or a pickle, by its first bytes or its name."""
     head = _head(path)
     if head.startswith(_ZIP):
-        return _data_pickles(path) != [] if zipfile.is_zipfile(path) else b"data.pkl" in head
+        return _is_torch_archive(path, head)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return False
     return head.startswith(_PICKLES) or _is_tar(head) or path.suffix in _SUFFIXES
@@ -49,12 +55,13 @@ def is_torch_file(path: Path) -> bool:
 def read_tree(path: Path, allow_pickle: bool) -> object:
     """The object in a file, of plain values, tensors and inert objects.
 
-    Raises CheckpointError where the file is damaged or hostile, PickleNeeded where it holds
+    Raises CheckpointError where the file is damaged, hostile or none, PickleNeeded where it holds
     objects of classes and that is not allowed.
     """
     head = _head(path)
     if head.startswith(_ZIP):
         return _read_archive(path, allow_pickle)
+    check_content(path, head)
     if _is_tar(head):
         raise CheckpointError(
             path, "a tar archive of torch 0.1, which is not read: save it again with a later one"
@@ -75,14 +82,14 @@ def _is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar" and head.split(b"\0")[0].removeprefix(b"./") in _OLDEST
 
 
-def _data_pickles(path: Path) -> list[str]:
-    """Names of the records of a zip archive that hold its object."""
+def _is_torch_archive(path: Path, head: bytes) -> bool:
+    """By the record that holds the object; of a damaged archive by its first one, or its name."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
-        return []
-    return [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+    except _ZIP_ERRORS:
+        return b"data.pkl" in head or path.suffix in _SUFFIXES
+    return any(name == "data.pkl" or name.endswith("/data.pkl") for name in names)
 
 
 def _read_archive(path: Path, allow_pickle: bool) -> object:
@@ -94,11 +101,7 @@ def _read_archive(path: Path, allow_pickle: bool) -> object:
                 tree = load_pickle(path, stream, names)
     except CheckpointError:
         raise
-    # All that damage in a zip archive makes the standard library raise.
-    except (
-        *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),
-        *(OSError, EOFError, ValueError, LookupError, struct.error),
-    ) as error:
+    except _ZIP_ERRORS as error:
         raise CheckpointError(path, _DAMAGED) from error
     names.check_permitted(allow_pickle)
     return tree

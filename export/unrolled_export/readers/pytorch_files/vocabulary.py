@@ -1,14 +1,14 @@
 """The vocabulary that a file of `torch.save` holds beside its model, recognised by structure.
 
 A list of as many different texts as the network has tokens, a map between texts and all of the
-ids 0, 1, 2 and so on, or a text of that many different characters. Sets have no order and say
-nothing.
+ids 0, 1, 2 and so on, in one direction or both, or a text of that many different characters. Sets
+have no order and say nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from unrolled_export.errors import CheckpointError
 from unrolled_export.readers.pickling.inert import Opaque
 from unrolled_export.readers.pickling.numpy_arrays import NumpyArray
 from unrolled_export.readers.pytorch_files.object_tree import children, walk
+from unrolled_export.readers.pytorch_files.storage import StoredTensor
+from unrolled_export.vocabulary import as_id
 
 _TELLING = re.compile(
     r"token|char|voca?b|dict|itos|stoi|alphabet|letter|symbol|word|(idx|ix|int|id|index|unit)_?(2|to)"
@@ -105,18 +107,38 @@ def _of_list(values: Sequence[object], size: int) -> tuple[str, ...] | None:
 
 
 def _of_map(entries: Mapping[object, object], size: int) -> tuple[str, ...] | None:
-    """A map from texts to ids, or from ids to texts."""
+    """A map from texts to ids, from ids to texts, or both in one."""
+    if len(entries) == 2 * size:
+        entries = _one_way(entries)
     if len(entries) != size:
         return None
-    by_id: dict[object, object] = dict(entries)
-    if all(isinstance(key, (str, bytes)) for key in entries):
-        by_id = {index: key for key, index in entries.items() if _is_id(index, size)}
-    values = [by_id.get(index) for index in range(size)]
-    return _of_list(values, size)
+    return _by_id(entries.items(), size) or _by_id(
+        ((index, token) for token, index in entries.items()), size
+    )
 
 
-def _is_id(value: object, size: int) -> bool:
-    return isinstance(value, int) and 0 <= value < size
+def _one_way(entries: Mapping[object, object]) -> Mapping[object, object]:
+    """The ids by text of a map that has also the texts by id; none where these differ."""
+    ids: dict[object, object] = {
+        key: value for key, value in entries.items() if isinstance(key, (str, bytes))
+    }
+    is_two_way = all(isinstance(i, int) and entries.get(i) == key for key, i in ids.items())
+    return ids if is_two_way else {}
+
+
+def _by_id(pairs: Iterable[tuple[object, object]], size: int) -> tuple[str, ...] | None:
+    tokens = {_id(index): token for index, token in pairs}
+    return _of_list([tokens.get(index) for index in range(size)], size)
+
+
+def _id(value: object) -> int | None:
+    """An id, be it written as a text or as a tensor of one number; None for anything else."""
+    if isinstance(value, NumpyArray) and value.items is None and value.array.shape == ():
+        return as_id(value.array.item())
+    # A damaged file may lack the data.
+    if isinstance(value, StoredTensor) and value.shape == () and value.storage.data is not None:
+        return as_id(value.load().item())
+    return as_id(value)
 
 
 def _text(value: object) -> str:

@@ -15,7 +15,8 @@ from unrolled_export.network import Activation
 from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.chains import Chain
-from unrolled_export.readers.state_dicts.parts import Matrix
+from unrolled_export.readers.state_dicts.numbering import are_neighbours, is_place_empty
+from unrolled_export.readers.state_dicts.parts import Matrix, Norm, module_of
 from unrolled_export.readers.tensors import Tensors
 
 _SERVED = {"ReLU": Activation.RELU, "Tanh": Activation.TANH, "Sigmoid": Activation.SIGMOID}
@@ -46,6 +47,11 @@ _NOT_SERVED = frozenset(
     }
 )
 ACTIVATION_CLASSES = _NOT_SERVED | _SERVED.keys()
+NORMALISED_CLASSES = frozenset({"Softmax", "LogSoftmax"})
+"""What makes probabilities of the head's output, which the distribution does not depend on."""
+_POSSIBLE = (Activation.LINEAR, Activation.RELU, Activation.TANH)
+_LIKELY = (Activation.RELU, Activation.LINEAR, Activation.TANH)
+"""Where something without weights stands, which a dropout may be too."""
 _LINEAR_NAMES = {"proj": "flair", "additional_fc": "fairseq"}
 """Stages before the head without an activation, by the family that names them so."""
 
@@ -69,15 +75,22 @@ def find_activations(
     before the head; `input_activation` after linear stages before the recurrent layers, or
     without any after the embedding. Raises CheckpointError and SettingNeeded.
     """
+    _check_normalised(tensors, chain, modules)
     placed, unclear = _placed(tensors, chain, modules)
     known = placed.keys() | _known_linear(chain, modules)
     before = [part.name for part in _matrices(chain.before) if part.name not in known]
     after = [part.name for part in _matrices(chain.after) if part.name not in known]
     conventions = _conventions(settings, after, unclear)
-    if len(conventions) < len(after) or unclear:
-        _need(tensors, settings, "head_activation", after, unclear)
+    gap = None if modules else _behind_empty_place(chain, after)
+    if unclear:
+        _need(tensors, settings, "head_activation", *_unclear_question(unclear))
+    elif gap is not None:
+        problem = f"by its number {gap} stands behind a module without weights"
+        _need(tensors, settings, "head_activation", problem, _LIKELY)
+    elif len(conventions) < len(after):
+        _need(tensors, settings, "head_activation", _following(after), _POSSIBLE)
     if before:
-        _need(tensors, settings, "input_activation", before, {})
+        _need(tensors, settings, "input_activation", _following(before), _POSSIBLE)
     if not before and chain.ends.embedding is not None:
         before = [chain.ends.embedding.name]
     at_head = _chosen(settings, "head_activation")
@@ -112,21 +125,50 @@ def _matrices(parts: Sequence[object]) -> list[Matrix]:
 
 
 def _need(
-    tensors: Tensors, settings: Settings, key: str, names: Sequence[str], unclear: dict[str, str]
+    tensors: Tensors, settings: Settings, key: str, problem: str, choices: Sequence[Activation]
 ) -> None:
     """Raise SettingNeeded where `key` is not set."""
-    if settings.choice(key, tuple(Activation)) is not None:
-        return
-    modules = " and ".join(f"module {path} ({kind})" for path, kind in unclear.items())
-    problem = f"{modules} may be applied before the head"
-    if not unclear:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        problem = f"an activation may follow {names[0]}{more}"
-    kinds = [_SERVED[kind] for kind in unclear.values() if kind in _SERVED]
-    choices = dict.fromkeys(kinds if unclear else (Activation.RELU, Activation.TANH))
-    raise tensors.unsettled(
-        f"{problem}, which the file does not tell", key, (Activation.LINEAR, *choices)
-    )
+    if settings.choice(key, tuple(Activation)) is None:
+        raise tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
+
+
+def _behind_empty_place(chain: Chain, stages: Sequence[str]) -> str | None:
+    """The first part that its number shows to be behind a module without weights, of those that
+    follow `stages` or are the head."""
+    order = _path_names(chain)
+    for name, following in pairwise(order):
+        is_asked_for = name in stages or following == order[-1]
+        if is_asked_for and is_place_empty(following, order):
+            return following
+    return None
+
+
+def _following(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"an activation may follow {names[0]}{more}"
+
+
+def _unclear_question(unclear: dict[str, str]) -> tuple[str, tuple[Activation, ...]]:
+    """The problem and the choices."""
+    shown = " and ".join(f"module {path} ({kind})" for path, kind in unclear.items())
+    kinds = dict.fromkeys(_SERVED[kind] for kind in unclear.values() if kind in _SERVED)
+    return f"{shown} may be applied before the head", (Activation.LINEAR, *kinds)
+
+
+def _check_normalised(tensors: Tensors, chain: Chain, modules: Modules) -> None:
+    """Raise CheckpointError for a softmax that is not behind the head."""
+    order, places = _path_names(chain), list(modules)
+    heads = [places.index(name) for name in map(module_of, chain.ends.head.names) if name in places]
+    for path, module in modules.items():
+        if module.class_name not in NORMALISED_CLASSES:
+            continue
+        before = _part_before(path, order, modules)
+        is_behind = places.index(path) > max(heads, default=-1)
+        if not (is_behind if before is None else before == order[-1]):
+            raise tensors.error(
+                f"module {path} ({module.class_name}) is not behind the head, which this release "
+                "does not serve"
+            )
 
 
 def _placed(
@@ -189,11 +231,18 @@ def _is_sequential(path: str, modules: Modules) -> bool:
 
 
 def _known_linear(chain: Chain, modules: Modules) -> set[str]:
-    """Parts that nn.Sequential runs right before the next part: nothing hides in between."""
+    """Parts after which nothing hides before the next: nn.Sequential runs the two one after the
+    other, or a state dict numbers them so. (A list of like modules may have anything between.)"""
     order = _path_names(chain)
+    norms = {part.name for part in chain.parts if isinstance(part, Norm)}
     return {
         name
         for name, following in pairwise(order)
-        if name.rpartition(".")[0] == following.rpartition(".")[0]
-        and _is_sequential(name.rpartition(".")[0], modules)
+        if _are_in_sequence(name, following, modules)
+        or (not modules and following in norms - {name} and are_neighbours(name, following))
     }
+
+
+def _are_in_sequence(name: str, following: str, modules: Modules) -> bool:
+    parent = name.rpartition(".")[0]
+    return parent == following.rpartition(".")[0] and _is_sequential(parent, modules)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from unrolled_export.errors import SettingError
 from unrolled_export.network import Activation, Cell, Dense, Floats, Layer, LayerNorm, Network
 from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.settings import Settings
@@ -50,8 +51,8 @@ class Assembly:
     def network(self, cell: Cell) -> Network:
         """Take every other tensor of the chain.
 
-        Setting: `norm_epsilon`, where no pickled model tells it. Raises CheckpointError and
-        SettingNeeded.
+        Setting: `norm_epsilon`, where no pickled model tells it. Raises CheckpointError,
+        SettingNeeded, and SettingError where the setting is not what the pickled model tells.
         """
         head = self._dense(self._chain.ends.head, self._chain.head_bias)
         embedding = self._embedding()
@@ -137,9 +138,13 @@ class Assembly:
     def _epsilon(self, norm: Norm) -> float:
         module = self._modules.get(norm.name)
         said = None if module is None else module.attributes.get("eps")
-        if isinstance(said, float) and 0 < said < 1:
-            return said
         epsilon = self._settings.number("norm_epsilon")
+        if isinstance(said, float) and 0 < said < 1:
+            if epsilon not in (None, said):
+                raise SettingError(
+                    f"--set norm_epsilon={epsilon:g}: module {norm.name} has eps={said:g}"
+                )
+            return said
         if epsilon is None:
             raise self._tensors.unsettled(
                 f"the file does not tell the epsilon of the normalisation {norm.name}",

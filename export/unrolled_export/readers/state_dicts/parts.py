@@ -22,12 +22,17 @@ _FOREIGN = {
         r".*(attn|attention|transformer)"
     ),
     "a convolution, which reads several tokens at once": r"(.*[._])?conv(s|[0-9]d?|)([._].*)?$",
-    "an adaptive softmax or input, which this release does not serve": r".*(adaptive|tail\.[0-9])",
+    "an adaptive softmax or input, which this release does not serve": (
+        r".*(adaptive|tail(\.[0-9]|_vectors))"
+    ),
     "a highway layer, which this release does not serve": r".*highway",
     _INSIDE: (r".*((ln|norm)_?(ih|hh|cell)([._]|$)|layernorm_[ihc]([._]|$))"),
     "a cell with peepholes, which this release does not serve": r".*(peephole|weight_c[ifoh]\b)",
 }
 """What tensors and classes may belong to, by their names: each can not be served."""
+_TRAINING_ONLY = re.compile(
+    r"criterion|loss(_fn)?|metrics?|\w+_(acc|accuracy|metrics?)", re.IGNORECASE
+)
 _MOST_MATRICES = 24
 _NORM_CLASSES = ("LayerNorm", "BatchNorm1d")
 
@@ -110,6 +115,19 @@ def refuse_foreign(tensors: Tensors, recurrent: Sequence[Recurrent], modules: Mo
         for name in tensors.left:
             if name.startswith(prefix) and _NORM.match(name.removeprefix(prefix)):
                 raise tensors.error(f"tensors left over: {tensors.shown(name)}, of {_INSIDE}")
+
+
+def training_only(tensors: Tensors) -> tuple[str, ...]:
+    """Names of the tensors left that a loss or a metric keeps beside the model.
+
+    A matrix may be the head, which some losses own, and is none of them.
+    """
+    return tuple(
+        name
+        for name in tensors.left
+        if len(tensors.shape(name)) != 2
+        and any(_TRAINING_ONLY.fullmatch(part) for part in name.split("."))
+    )
 
 
 def find_norms(tensors: Tensors, modules: Modules) -> tuple[Norm, ...]:

@@ -23,6 +23,10 @@ _PARAMETER = re.compile(
 )
 _REVERSE = re.compile(r".*_l[0-9]+_reverse(_raw)?")
 _BACKWARD = re.compile(r"(.*[._])?(backward|bwd|bw)([._].*)?")
+_KIND = r"(?:^|[._]|rnn|lstm|gru)"
+_KIND_END = r"(?:[._0-9]|rnn|lstm|gru|$)"
+_ENCODER = re.compile(f"{_KIND}(?:enc|encoder|src|source){_KIND_END}", re.IGNORECASE)
+_DECODER = re.compile(f"{_KIND}(?:dec|decoder|tgt|trg|target){_KIND_END}", re.IGNORECASE)
 _DROPPED = "what weight drop left of the trained weight"
 
 REPEATED = "repeated"
@@ -63,7 +67,20 @@ def find_recurrent(tensors: Tensors) -> tuple[Recurrent, ...]:
     if len(modules) > MOST_PARTS:
         raise tensors.error(f"{len(modules)} recurrent modules, more than this release reads")
     found = [_recurrent(tensors, prefix, layers) for prefix, layers in modules.items()]
-    return tuple(_without_repeated(tensors, found))
+    kept = tuple(_without_repeated(tensors, found))
+    _refuse_two_sequences(tensors, kept)
+    return kept
+
+
+def _refuse_two_sequences(tensors: Tensors, modules: tuple[Recurrent, ...]) -> None:
+    """Raise CheckpointError where one module reads another text than the other continues."""
+    encoders = [module.name for module in modules if _ENCODER.search(module.name)]
+    decoders = [module.name for module in modules if _DECODER.search(module.name)]
+    if encoders and decoders and encoders != decoders:
+        raise tensors.error(
+            f"{encoders[0]} and {decoders[0]} are the encoder and the decoder of a "
+            "sequence-to-sequence model, which carries no single state from token to token"
+        )
 
 
 def read_layers(tensors: Tensors, module: Recurrent) -> tuple[Layer, ...]:

@@ -125,7 +125,8 @@ def _placed(
     registered = [chain for chain in chosen if _is_registered(chain, modules)] or chosen
     best = max(_place_evidence(chain) for chain in registered)
     likeliest = [chain for chain in registered if _place_evidence(chain) == best]
-    if len(likeliest) > 1:
+    # Several of one order leave the same tensors over, which the caller refuses.
+    if len(_orders(likeliest)) > 1:
         _ask_for_order(tensors, likeliest)
     order = _order(likeliest[0]).replace(",", ", ")
     return likeliest[0], (f"the parts follow one another as {order}",) if len(chosen) > 1 else ()
@@ -142,7 +143,7 @@ def _chosen(chains: Sequence[Chain], settings: Settings) -> list[Chain]:
     ]
     if not chosen:
         setting = f"norm={place}" if order is None else f"order={order}"
-        orders = " or ".join(_order(chain) for chain in chains[:_MOST_CHOICES])
+        orders = " or ".join(_orders(chains)[:_MOST_CHOICES])
         raise SettingError(f"--set {setting}: the widths allow {orders}")
     return chosen
 
@@ -159,6 +160,10 @@ def _norms_are(place: str, chain: Chain) -> bool:
 def _order(chain: Chain) -> str:
     """The setting that chooses this chain."""
     return ",".join(part.name for part in chain.parts)
+
+
+def _orders(chains: Sequence[Chain]) -> list[str]:
+    return list(dict.fromkeys(map(_order, chains)))
 
 
 def _is_registered(chain: Chain, modules: Modules) -> bool:
@@ -218,10 +223,8 @@ def _ask_for_order(tensors: Tensors, chains: Sequence[Chain]) -> None:
             "norm",
             ("before", "after"),
         )
-    orders = [_order(chain) for chain in chains]
-    raise tensors.unsettled(
-        "the widths allow more than one order of the parts", "order", orders[:_MOST_CHOICES]
-    )
+    orders = _orders(chains)[:_MOST_CHOICES]
+    raise tensors.unsettled("the widths allow more than one order of the parts", "order", orders)
 
 
 def _nothing_fits(tensors: Tensors, recurrent: Sequence[Recurrent]) -> str:

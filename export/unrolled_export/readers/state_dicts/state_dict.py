@@ -4,7 +4,8 @@ Recurrent modules are nn.RNN, nn.LSTM, nn.GRU or their cells under any name (`re
 left are matrices and normalisations (`parts`); their widths tell in which order these can lead
 from an embedding to a head (`chains`), and names which of the orders it is (`roles`). What the
 tensors do not hold is told by the checkpoint beside them (`hints`), by the modules of a pickled
-model (`activations`) or by the user. Then everything is put together (`assembly`).
+model (`activations`, `module_classes`) or by the user. Then everything is put together
+(`assembly`), and held against what the checkpoint claims of itself (`claims`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,28 @@ from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.activations import Activations, find_activations
 from unrolled_export.readers.state_dicts.assembly import Assembly
 from unrolled_export.readers.state_dicts.chains import Chain
-from unrolled_export.readers.state_dicts.hints import Hints, find_cell, refuse_said, unknown_classes
+from unrolled_export.readers.state_dicts.claims import check_claims, refuse_unserved
+from unrolled_export.readers.state_dicts.hints import Hints, find_cell
 from unrolled_export.readers.state_dicts.initial_states import (
     InitialStates,
     fitted_initial,
     take_initial,
 )
-from unrolled_export.readers.state_dicts.parts import Norm, Part, beside, refuse_foreign
+from unrolled_export.readers.state_dicts.module_classes import (
+    assumed_of_classes,
+    refuse_unread_classes,
+)
+from unrolled_export.readers.state_dicts.numbering import are_neighbours
+from unrolled_export.readers.state_dicts.parametrized import with_plain_weights
+from unrolled_export.readers.state_dicts.parts import (
+    Matrix,
+    Norm,
+    Part,
+    beside,
+    module_of,
+    refuse_foreign,
+    training_only,
+)
 from unrolled_export.readers.state_dicts.recurrent import Recurrent, find_recurrent, read_layers
 from unrolled_export.readers.state_dicts.roles import find_roles
 from unrolled_export.readers.tensors import Tensors
@@ -62,14 +78,18 @@ def read_state_dict(
     `head`, `norm`, `order`, `norm_epsilon`, `head_activation`, `input_activation`, each where it
     is needed. Raises CheckpointError, SettingNeeded or SettingError.
     """
-    refuse_said(tensors, modules, hints)
+    refuse_unserved(tensors, modules, hints)
+    tensors = with_plain_weights(tensors)
     tensors.set_aside(filter(tensors.is_counter, tensors.left), "a counter")
     recurrent = find_recurrent(tensors)
+    said = cell
     cell = _cell_as_said(tensors, recurrent[0], cell) or find_cell(
         tensors, recurrent, settings, modules, hints
     )
     layers = {part.name: read_layers(tensors, part) for part in recurrent}
     refuse_foreign(tensors, recurrent, modules)
+    refuse_unread_classes(tensors, modules)
+    tensors.set_aside(training_only(tensors), "of a loss or metric")
     initial = take_initial(tensors)
     chain, placing = find_roles(tensors, recurrent, settings, modules)
     activations = find_activations(tensors, chain, settings, modules)
@@ -79,10 +99,18 @@ def read_state_dict(
         network = assembly.network(cell)
     if not all(np.isfinite(array).all() for _, array in network.arrays()):
         raise tensors.error("weights that leave the range of float32 where they are folded")
+    check_claims(tensors, chain, network, activations, settings, modules, hints)
     network = replace(network, initial=fitted_initial(tensors, initial, network.states))
     text = _text(tensors, chain, cell, activations, initial)
     tensors.check_all_taken(text)
-    assumptions = (*placing, *activations.assumptions, *_assumptions(chain, modules))
+    is_all_told = bool(modules) or said is not None or settings.text("head_activation") is not None
+    assumptions = (
+        *placing,
+        *activations.assumptions,
+        *_assumptions(chain, modules),
+        *(() if is_all_told else _invisible(chain)),
+        *assumed_of_classes(chain, cell, modules),
+    )
     return Reading(network, text, assumptions)
 
 
@@ -149,5 +177,15 @@ def _assumptions(chain: Chain, modules: Modules) -> Iterator[str]:
     for part in chain.free:
         if isinstance(part, Norm) and not part.is_batch and part.name not in modules:
             yield f"{part.name} is a layer norm"
-    if unknown := unknown_classes(modules):
-        yield f"{', '.join(unknown)} applies its modules one after another, and nothing else"
+
+
+def _invisible(chain: Chain) -> Iterator[str]:
+    """What tensors alone cannot show, where no question has settled it."""
+    head = module_of(chain.ends.head.names[-1])
+    behind = [chain.recurrent[-1], *chain.after]
+    for part, following in zip(behind, [*(part.name for part in behind[1:]), head], strict=True):
+        if not isinstance(part, Matrix) and not are_neighbours(part.name, following):
+            yield (
+                "nothing without weights (an activation, a norm) between "
+                f"{part.name or 'the recurrent layers'} and {following}"
+            )

@@ -1,0 +1,197 @@
+"""What a checkpoint claims of its model, held against what was read from its tensors.
+
+Claims are plain values saved beside the tensors (`num_layers`, `bidirectional`) and attributes of
+a pickled model's modules. One that the network does not bear out is an error: the tensors are then
+of another model than was read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from unrolled_export.network import Activation, Cell, Dense, Network
+from unrolled_export.readers.pytorch_files.module_info import Modules
+from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.state_dicts.activations import Activations
+from unrolled_export.readers.state_dicts.chains import Chain
+from unrolled_export.readers.state_dicts.hints import CELL_KEYS, PLAIN_CELL, Hints
+from unrolled_export.readers.state_dicts.parts import Norm
+from unrolled_export.readers.tensors import Tensors
+
+_BACKWARD = {"is_forward_lm": False, "direction": "backward", "backward": True, "reverse": True}
+_BOTH_WAYS = "reads a text from its end as well and so cannot continue one"
+_RESIDUAL = "adds earlier values to later ones, which this release does not serve"
+_SCALED = "multiplies embeddings as they are read, which this release does not serve"
+_ATTENTION = "attends to all steps, which is not a state carried from token to token"
+_UNSERVED = {
+    "bidirectional": _BOTH_WAYS,
+    "bidir": _BOTH_WAYS,
+    **dict.fromkeys(("residual", "residuals", "residual_connection"), _RESIDUAL),
+    **dict.fromkeys(("residual_connections", "skip_connection", "skip_connections"), _RESIDUAL),
+    **dict.fromkeys(("scale_embedding", "scale_embeddings", "embedding_scale"), _SCALED),
+    **dict.fromkeys(("embed_scale", "emb_scale"), _SCALED),
+    **dict.fromkeys(("attention", "attn"), _ATTENTION),
+}
+_NORMS = {
+    **dict.fromkeys(("layer_norm", "layernorm", "layer_normalization"), "layer norm"),
+    **dict.fromkeys(("batch_norm", "batchnorm", "batch_normalization"), "batch norm"),
+}
+_ACTIVATION_KEYS = ("activation", "act", "act_fn", "activation_fn", "activation_function")
+_OF_ANY_MODEL = frozenset(
+    {"", "none", "linear", "identity", "tanh", "softmax", "log_softmax", "logsoftmax"}
+)
+"""Activations that say nothing: none, that of the cells, and what makes probabilities."""
+_WIDTH_KEYS = frozenset(
+    {
+        "hidden_dim",
+        "hidden_size",
+        "hidden_units",
+        "layer_size",
+        "lstm_hidden_size",
+        "n_hid",
+        "n_hidden",
+        "nhid",
+        "num_hidden",
+        "rnn_hidden_size",
+        "rnn_size",
+    }
+)
+_COUNT_KEYS = frozenset(
+    {"n_layers", "n_rnn_layers", "nlayers", "num_layers", "num_rnn_layers", "rnn_layers"}
+)
+_VERB = re.compile(r"^(use|with|is|has|add|apply)_")
+_GATED = re.compile(r"(?:.*\.)?(lstm|gru)(?:cell)?", re.IGNORECASE)
+
+
+class _Claim(NamedTuple):
+    where: str
+    key: str
+    value: object
+
+    @property
+    def subject(self) -> str:
+        """The key without `use_` and the like."""
+        return _VERB.sub("", self.key.lower())
+
+    @property
+    def is_affirmed(self) -> bool:
+        if isinstance(self.value, str):
+            return self.value.lower() not in ("", "0", "false", "linear", "no", "none", "off")
+        return isinstance(self.value, int | float) and bool(self.value)
+
+    def __str__(self) -> str:
+        return f"{self.where} has {self.key}={self.value}"
+
+
+def refuse_unserved(tensors: Tensors, modules: Modules, hints: Hints) -> None:
+    """Raise CheckpointError where the checkpoint says that it is of a kind not served."""
+    for claim in _claims(modules, hints):
+        reason = _UNSERVED.get(claim.subject)
+        is_scale_of_one = reason == _SCALED and claim.value == 1 and claim.value is not True
+        if reason is not None and claim.is_affirmed and not is_scale_of_one:
+            raise tensors.error(f"{claim}: it {reason}")
+        if claim.key in _BACKWARD and claim.value == _BACKWARD[claim.key]:
+            raise tensors.error(f"{claim}: it reads a text from its end and cannot continue one")
+        if claim.key == "max_norm" and claim.value is not None:
+            raise tensors.error(
+                f"{claim}: it rescales embeddings as they are read, which this release does not "
+                "serve"
+            )
+
+
+def check_claims(
+    tensors: Tensors,
+    chain: Chain,
+    network: Network,
+    activations: Activations,
+    settings: Settings,
+    modules: Modules,
+    hints: Hints,
+) -> None:
+    """Raise CheckpointError for a claim that contradicts the network or goes beyond it, and
+    SettingNeeded for an activation of which nothing tells the place."""
+    has_told = any(settings.text(f"{place}_activation") for place in ("head", "input"))
+    applied = {*activations.after.values(), activations.at_head}
+    if network.cell is Cell.RNN_RELU:
+        applied.add(Activation.RELU)
+    for claim in _claims(modules, hints):
+        _check_size(tensors, claim, chain, network)
+        _check_norm(tensors, claim, chain)
+        _check_cell(tensors, claim, network.cell)
+        if not has_told:
+            _check_activation(tensors, claim, applied)
+
+
+def _claims(modules: Modules, hints: Hints) -> Iterator[_Claim]:
+    for key, value in hints.items():
+        yield from _printable("the checkpoint", key.rpartition(".")[2], value)
+    for path, module in modules.items():
+        where = f"module {path} ({module.class_name})" if path else f"the {module.class_name}"
+        for key, value in module.attributes.items():
+            yield from _printable(where, key, value)
+
+
+def _printable(where: str, key: str, value: object) -> Iterator[_Claim]:
+    """The claim, unless quoting it would garble a message: none that matters does."""
+    if key.isprintable() and str(value).isprintable():
+        yield _Claim(where, key, value)
+
+
+def _check_size(tensors: Tensors, claim: _Claim, chain: Chain, network: Network) -> None:
+    if isinstance(claim.value, bool) or not isinstance(claim.value, int):
+        return
+    if claim.key in _WIDTH_KEYS and claim.value not in _widths(network):
+        sizes = ", ".join(str(layer.hidden_size) for layer in network.layers)
+        raise tensors.error(f"{claim}, but the recurrent layers have {sizes} units")
+    if claim.key in _COUNT_KEYS and claim.value not in _counts(chain):
+        raise tensors.error(f"{claim}, but the recurrent layers found are {len(network.layers)}")
+
+
+def _widths(network: Network) -> set[int]:
+    """Whatever may be called the hidden size."""
+    layers = {size for layer in network.layers for size in (layer.hidden_size, layer.output_size)}
+    return layers | {len(stage.bias) for stage in network.stages if isinstance(stage, Dense)}
+
+
+def _counts(chain: Chain) -> set[int]:
+    """Layers of each recurrent module, and of all."""
+    counts = [len(module.layers) for module in chain.recurrent]
+    return {*counts, sum(counts), len(counts)}
+
+
+def _check_norm(tensors: Tensors, claim: _Claim, chain: Chain) -> None:
+    kind = _NORMS.get(claim.subject.replace("isation", "ization"))
+    if kind is None or not claim.is_affirmed:
+        return
+    is_batch = kind == "batch norm"
+    if not any(isinstance(part, Norm) and part.is_batch is is_batch for part in chain.parts):
+        raise tensors.error(f"{claim}, but no tensors are of a {kind}")
+
+
+def _check_cell(tensors: Tensors, claim: _Claim, cell: Cell) -> None:
+    if claim.key not in CELL_KEYS or not isinstance(claim.value, str):
+        return
+    gated, plain = _GATED.fullmatch(claim.value), PLAIN_CELL.fullmatch(claim.value)
+    said = gated[1].lower() if gated else f"rnn_{plain[1].lower()}" if plain else cell
+    if said != cell:
+        raise tensors.error(f"{claim}, but the tensors are those of the cell {cell}")
+
+
+def _check_activation(tensors: Tensors, claim: _Claim, applied: set[Activation]) -> None:
+    is_of_cell = claim.subject == "nonlinearity"
+    if not (is_of_cell or claim.subject in _ACTIVATION_KEYS or claim.key == "head_activation"):
+        return
+    if not isinstance(claim.value, str):
+        return
+    value = claim.value.rpartition(".")[2].lower()
+    if value in _OF_ANY_MODEL or value in applied:
+        return
+    if value not in tuple(Activation):
+        raise tensors.error(f"{claim}, which this release does not serve")
+    raise tensors.unsettled(
+        f"{claim}, but the file does not tell where it is applied",
+        "head_activation",
+        (value, Activation.LINEAR),
+    )
