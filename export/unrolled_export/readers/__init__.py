@@ -13,6 +13,7 @@ from unrolled_export.readers.pytorch_files.checkpoint import PytorchFile
 from unrolled_export.readers.reader import Checkpoint, Reader
 from unrolled_export.readers.safetensors_ import SafetensorsFile
 from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.stand_ins import check_content
 from unrolled_export.readers.torch7_files.checkpoint import Torch7File
 from unrolled_export.readers.trained import TrainedFolder
 
@@ -37,6 +38,7 @@ def read_checkpoint(path: Path, settings: Settings) -> Checkpoint:
     """
     if not path.exists():
         raise CheckpointError(path, "no such file or folder")
+    check_content(path)
     for reader in READERS:
         if reader.accepts(path):
             checkpoint = reader.read(path, settings)

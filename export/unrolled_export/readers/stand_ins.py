@@ -6,12 +6,17 @@ from pathlib import Path
 
 from unrolled_export.errors import CheckpointError
 
+_ENOUGH = 256
 _GIT_LFS = b"version https://git-lfs.github.com/"
 _WEB_PAGE = (b"<!doctype html", b"<html")
 
 
-def check_content(path: Path, head: bytes) -> None:
-    """Raise CheckpointError where a file that begins with `head` only stands in for another."""
+def check_content(path: Path) -> None:
+    """Raise CheckpointError where a file only stands in for another. A folder never does."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        head = file.read(_ENOUGH)
     if head.startswith(_GIT_LFS):
         raise CheckpointError(
             path, "a pointer of Git LFS instead of the file itself, which `git lfs pull` fetches"

@@ -51,6 +51,10 @@ class Tensors:
                 reasons.setdefault(reason, []).append(name)
         return tuple(f"without {_some(names)} ({reason})" for reason, names in reasons.items())
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name, as the file holds them."""
+        return dict(self._arrays)
+
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
 

@@ -23,7 +23,6 @@ from unrolled_export.readers.pytorch_files.storage import (
     is_count,
     storage_type,
 )
-from unrolled_export.readers.stand_ins import check_content
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -61,7 +60,6 @@ def read_tree(path: Path, allow_pickle: bool) -> object:
     head = _head(path)
     if head.startswith(_ZIP):
         return _read_archive(path, allow_pickle)
-    check_content(path, head)
     if _is_tar(head):
         raise CheckpointError(
             path, "a tar archive of torch 0.1, which is not read: save it again with a later one"

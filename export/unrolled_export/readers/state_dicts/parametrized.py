@@ -46,7 +46,7 @@ class _Plain(Tensors):
 
     def __init__(self, tensors: Tensors, parametrized: list[_Parts]) -> None:
         self._computed = tuple(parts.weight for parts in parametrized)
-        arrays = dict(tensors._arrays)
+        arrays = tensors.arrays()
         for parts in parametrized:
             arrays[parts.weight] = _weight(tensors, parts)
             for name in parts.names.values():
