@@ -175,5 +175,6 @@ async def _set_health(checks: health.HealthServicer, serving: bool) -> None:
 
 async def _expire(sessions: Sessions) -> None:
     while True:
-        await asyncio.sleep(EXPIRY_SECONDS)
-        sessions.expire()
+        # Of very many, some end at a time: what else there is to do comes in between.
+        more = sessions.expire()
+        await asyncio.sleep(0 if more else EXPIRY_SECONDS)

@@ -2,72 +2,102 @@
 
 Everything here runs in the event loop's thread. A session changes in one place only,
 `commit`, which replaces state, position and pending token together.
+
+An idle session is a row of `Records` and a slot of `StateSlabs`, no object. `Session` is made
+to talk of one.
 """
 
 from __future__ import annotations
 
-import heapq
+import re
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
 
-from sortedcontainers import SortedDict
+import numpy as np
 
-from unrolled_server.errors import SessionBusy, SessionNotFound, TooManySessions
+from unrolled_server.errors import InvalidField, SessionBusy, SessionNotFound, TooManySessions
 from unrolled_server.models import ServedModel
+from unrolled_server.records import NEVER, NONE, Block, Records
+from unrolled_server.session_names import KEY_BYTES, row_and_key, session_name
 from unrolled_server.states import StateSlabs
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Checkpoint, Floats
 
-SPARE_EXPIRIES = 1024
+MAX_ENDED = 500
+"""Sessions that one round of expiry ends: the event loop waits for it."""
+MAX_BLOCKS = 64
+"""Blocks of rows that one page looks at."""
+NOWHERE = (0, b"")
+"""A row and a key that no session has."""
+PAGE_TOKEN = re.compile(r"[0-9a-f]{1,8}")
 
 
-MAX_LOOKED_AT = 5000
-"""Sessions that one page, or one round of expiry, looks at: the event loop waits for it."""
-
-
+@dataclass(slots=True)
 class Session:
-    """One session's record; its state lies in a slot of its model's slabs."""
+    """One session, to be asked where it stands now; equal if it is the same session.
 
-    __slots__ = (
-        "created",
-        "holder",
-        "idle_ttl",
-        "model",
-        "name",
-        "partial",
-        "pending",
-        "position",
-        "previous",
-        "seed",
-        "slot",
-        "used",
-    )
+    What is asked of it raises SessionNotFound once the session has ended.
+    """
 
-    def __init__(
-        self, name: str, model: ServedModel, seed: int, idle_ttl: float, now: float
-    ) -> None:
-        self.name = name
-        """sessions/ID"""
-        self.model = model
-        self.seed = seed
-        self.idle_ttl = idle_ttl
-        """Seconds; 0: it never expires."""
-        self.created = self.used = now
+    name: str
+    """sessions/ID"""
+    row: int = field(compare=False)
+    generation: int = field(compare=False)
+    model: ServedModel = field(compare=False)
+    block: Block = field(compare=False)
+    index: int = field(compare=False)
+    """The row's place in its block."""
+
+    @property
+    def position(self) -> int:
+        return self.living().positions[self.index]
+
+    @property
+    def seed(self) -> int:
+        return self.living().seeds[self.index]
+
+    @property
+    def created(self) -> float:
         """Seconds since the epoch."""
-        self.position = 0
-        self.pending: int | None = None
-        self.partial = b""
-        self.previous: int | None = None
-        self.slot: int | None = None
-        """None while the state is zero."""
-        self.holder: Callable[[], None] | None = None
-        """Set while a turn is under way: ends that turn."""
+        return self.living().created[self.index]
+
+    @property
+    def used(self) -> float:
+        """Seconds since the epoch."""
+        return self.living().used[self.index]
+
+    @property
+    def idle_ttl(self) -> float:
+        """Seconds; 0: it never expires."""
+        return self.living().idle_ttls[self.index]
 
     @property
     def expires(self) -> float | None:
         """Seconds since the epoch; None: never."""
-        return self.used + self.idle_ttl if self.idle_ttl else None
+        end = self.living().expires(self.index)
+        return None if end == NEVER else end
+
+    @property
+    def has_ended(self) -> bool:
+        return self.block.generations[self.index] != self.generation
+
+    def living(self) -> Block:
+        """The block it lies in. Raises SessionNotFound."""
+        if self.has_ended:
+            raise SessionNotFound(self.name)
+        return self.block
+
+
+class ModelSessions:
+    """What the sessions of one model share."""
+
+    def __init__(self, model: ServedModel) -> None:
+        self.model = model
+        self.slabs = StateSlabs(model.state_size)
+        self.count = 0
 
 
 class Sessions:
@@ -78,17 +108,18 @@ class Sessions:
         self.ended: Counter[str] = Counter({"deleted": 0, "expired": 0})
         self._idle_ttl = idle_ttl
         self._clock = clock
-        # In the order of names, so that a page of a listing can begin after any name.
-        self._sessions: SortedDict[str, Session] = SortedDict()
-        self._slabs: dict[ServedModel, StateSlabs] = {}
-        self._counts: Counter[ServedModel] = Counter()
-        # One entry a session that can expire, its time never later than the session's; entries
-        # of sessions that were deleted stay behind until there are too many.
-        self._expiries: list[tuple[float, str]] = []
+        self._count = 0
+        self._records = Records()
+        self._models: list[ModelSessions] = []
+        self._numbers: dict[ServedModel, int] = {}
+        # By row, and only of those rows that have any.
+        self._partials: dict[int, bytes] = {}
+        self._holders: dict[int, Callable[[], None]] = {}
 
     def count(self, model: ServedModel) -> int:
         """Sessions of one model."""
-        return self._counts[model]
+        number = self._numbers.get(model)
+        return 0 if number is None else self._models[number].count
 
     def create(
         self, model: ServedModel, seed: int | None = None, idle_ttl: float | None = None
@@ -97,48 +128,52 @@ class Sessions:
 
         Raises TooManySessions.
         """
-        self.expire()
-        while len(self._sessions) >= self.limit and self._is_any_due():
-            self.expire()
-        if len(self._sessions) >= self.limit:
-            raise TooManySessions(self.limit)
-        session = Session(
-            f"sessions/{secrets.token_urlsafe(16)}",
-            model,
-            secrets.randbits(64) if seed is None else seed,
-            self._idle_ttl if idle_ttl is None else idle_ttl,
-            self._clock(),
-        )
-        self._sessions[session.name] = session
-        self._counts[model] += 1
-        if session.expires is not None:
-            heapq.heappush(self._expiries, (session.expires, session.name))
-        return session
+        self._make_room()
+        number = self._number(model)
+        row = self._records.take()
+        block, index = self._records.find(row)
+        block.set_key(index, secrets.token_bytes(KEY_BYTES))
+        block.seeds[index] = secrets.randbits(64) if seed is None else seed
+        block.created[index] = block.used[index] = self._clock()
+        block.idle_ttls[index] = self._idle_ttl if idle_ttl is None else idle_ttl
+        block.positions[index] = 0
+        block.pending[index] = block.previous[index] = block.slots[index] = NONE
+        block.models[index] = number
+        block.let_end(index)
+        self._models[number].count += 1
+        self._count += 1
+        return self._session(row)
 
     def get(self, name: str) -> Session:
         """The session of this name. Raises SessionNotFound."""
-        session: Session | None = self._sessions.get(name)
-        if session is None or self._is_over(session):
+        row, key = row_and_key(name) or NOWHERE
+        place = self._records.search(row, key)
+        if place is None:
             raise SessionNotFound(name)
-        return session
+        block, index = place
+        if block.end(index) <= self._clock():
+            raise SessionNotFound(name)
+        model = self._models[block.models[index]].model
+        return Session(name, row, block.generations[index], model, block, index)
 
-    def page(self, model: str, size: int, after: str) -> tuple[list[Session], str]:
-        """Up to `size` sessions in the order of names, from behind the name `after`.
+    def page(self, model: str, size: int, token: str) -> tuple[list[Session], str]:
+        """Up to `size` sessions in the order of names, from where `token` says.
 
-        `model` is a name, a name/version, or empty for all. Also the name to go on behind,
-        empty at the end; a page may be short where many sessions do not match.
+        `model` is a name, a name/version, or empty for all; an empty token is the beginning.
+        Also the token to go on with, empty at the end; a page may be short where many
+        sessions do not match. Raises InvalidField for a token that no page came with.
         """
-        names = self._sessions.irange(minimum=after, inclusive=(False, True))
+        wanted = [model in ("", of.model.name, of.model.label) for of in self._models]
+        first = _row_of(token)
+        blocks = self._records.matching(first, np.array(wanted, np.bool_), self._clock())
         page: list[Session] = []
-        for looked, name in enumerate(names):
-            if len(page) == size or looked == MAX_LOOKED_AT:
-                return page, after
-            session = self._sessions[name]
-            matches = model in ("", session.model.name, session.model.label)
-            if matches and not self._is_over(session):
-                page.append(session)
-            after = name
-        return page, ""
+        for rows, following in islice(blocks, MAX_BLOCKS):
+            room = size - len(page)
+            page.extend(map(self._session, rows[:room].tolist()))
+            if len(rows) > room:
+                return page, f"{rows[room]:x}"
+            first = following
+        return page, f"{first:x}" if first < self._records.end else ""
 
     def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
@@ -152,88 +187,122 @@ class Sessions:
     def delete(self, name: str) -> None:
         """End a session, and the turn it has under way. Raises SessionNotFound."""
         session = self.get(name)
-        if session.holder is not None:
-            session.holder()
-        self._remove(session, "deleted")
+        end_turn = self._holders.pop(session.row, None)
+        if end_turn is not None:
+            end_turn()
+        self._remove(session.row, "deleted")
 
     def hold(self, session: Session, end_turn: Callable[[], None]) -> None:
         """Begin a turn; `end_turn` is called if the session ends meanwhile.
 
-        Raises SessionBusy.
+        Raises SessionBusy, SessionNotFound.
         """
-        if session.holder is not None:
+        session.living()
+        if session.row in self._holders:
             raise SessionBusy(session.name)
-        session.holder = end_turn
+        self._holders[session.row] = end_turn
+        session.block.keep(session.index)
 
     def release(self, session: Session) -> None:
-        """End a turn, committed or not."""
-        session.holder = None
+        """End a turn, committed or not; the session may have ended before."""
+        if not session.has_ended:
+            del self._holders[session.row]
+            session.block.let_end(session.index)
 
     def checkpoint(self, session: Session) -> Checkpoint:
-        """Where the session stands, apart from the session from now on."""
-        state = None
-        if session.slot is not None:
-            state = self._slabs_of(session.model).read(session.slot)
+        """Where the session stands, apart from it from now on. Raises SessionNotFound."""
+        block, index = session.living(), session.index
+        slot, pending, previous = block.slots[index], block.pending[index], block.previous[index]
         return Checkpoint(
-            state, session.pending, session.position, session.partial, session.previous
+            None if slot == NONE else self._slabs(session).read(slot),
+            None if pending == NONE else pending,
+            block.positions[index],
+            self._partials.get(session.row, b""),
+            None if previous == NONE else previous,
         )
 
     def commit(self, session: Session, checkpoint: Checkpoint) -> None:
         """Move a session to where its turn ended. Raises SessionNotFound where it has ended."""
-        if self._sessions.get(session.name) is not session:
-            raise SessionNotFound(session.name)
+        session.living()
         self._replace(session, checkpoint)
-        session.used = self._clock()
+        self.touch(session)
 
     def touch(self, session: Session) -> None:
-        """Count a read of the session's state as a use of it."""
-        session.used = self._clock()
+        """Count a read of the session's state as a use of it, if it has not ended."""
+        if session.has_ended:
+            return
+        session.block.used[session.index] = self._clock()
+        if session.row not in self._holders:
+            session.block.let_end(session.index)
 
-    def expire(self) -> None:
-        """End sessions whose idle time is over; of very many, some."""
-        now = self._clock()
-        for _ in range(MAX_LOOKED_AT):
-            if not self._is_any_due():
-                return
-            _, name = heapq.heappop(self._expiries)
-            session: Session | None = self._sessions.get(name)
-            if session is None or session.expires is None:
-                continue
-            if self._is_over(session):
-                self._remove(session, "expired")
-            else:
-                # Past its time only while it is held: another look in a second.
-                again = session.expires if session.expires > now else now + 1.0
-                heapq.heappush(self._expiries, (again, name))
+    def expire(self) -> bool:
+        """End sessions whose idle time is over; of very many, some: whether that may be so."""
+        rows = self._records.over(self._clock(), MAX_ENDED)
+        for row in rows:
+            self._remove(row, "expired")
+        return len(rows) == MAX_ENDED
 
-    def _is_any_due(self) -> bool:
-        """Whether there is a session whose idle time may be over."""
-        return bool(self._expiries) and self._expiries[0][0] <= self._clock()
+    def _make_room(self) -> None:
+        """End sessions whose idle time is over until there is room. Raises TooManySessions."""
+        more = True
+        while self._count >= self.limit:
+            if not more:
+                raise TooManySessions(self.limit)
+            more = self.expire()
 
-    def _is_over(self, session: Session) -> bool:
-        expires = session.expires
-        return session.holder is None and expires is not None and expires <= self._clock()
+    def _session(self, row: int) -> Session:
+        """The session in this row, which has one."""
+        block, index = self._records.find(row)
+        name = session_name(row, block.key(index))
+        model = self._models[block.models[index]].model
+        return Session(name, row, block.generations[index], model, block, index)
 
     def _replace(self, session: Session, checkpoint: Checkpoint) -> None:
         if checkpoint.state is not None:
-            slabs = self._slabs_of(session.model)
-            if session.slot is None:
-                session.slot = slabs.allocate()
-            slabs.write(session.slot, checkpoint.state)
-        session.position = checkpoint.position
-        session.pending = checkpoint.pending
-        session.partial = checkpoint.partial
-        session.previous = checkpoint.previous
+            self._store(session, checkpoint.state)
+        block, index = session.block, session.index
+        block.positions[index] = checkpoint.position
+        block.pending[index] = NONE if checkpoint.pending is None else checkpoint.pending
+        block.previous[index] = NONE if checkpoint.previous is None else checkpoint.previous
+        if checkpoint.partial:
+            self._partials[session.row] = checkpoint.partial
+        else:
+            self._partials.pop(session.row, None)
 
-    def _remove(self, session: Session, reason: str) -> None:
-        del self._sessions[session.name]
-        self._counts[session.model] -= 1
+    def _store(self, session: Session, state: Floats) -> None:
+        slabs, slots = self._slabs(session), session.block.slots
+        slot = slots[session.index]
+        if slot == NONE:
+            slots[session.index] = slot = slabs.allocate()
+        slabs.write(slot, state)
+
+    def _remove(self, row: int, reason: str) -> None:
+        """End the session in this row, which has no turn under way."""
+        block, index = self._records.find(row)
+        of = self._models[block.models[index]]
+        if block.slots[index] != NONE:
+            of.slabs.free(block.slots[index])
+        of.count -= 1
+        self._partials.pop(row, None)
+        self._records.free(row)
+        self._count -= 1
         self.ended[reason] += 1
-        if session.slot is not None:
-            self._slabs_of(session.model).free(session.slot)
-        if len(self._expiries) > 2 * len(self._sessions) + SPARE_EXPIRIES:
-            self._expiries = [entry for entry in self._expiries if entry[1] in self._sessions]
-            heapq.heapify(self._expiries)
 
-    def _slabs_of(self, model: ServedModel) -> StateSlabs:
-        return self._slabs.setdefault(model, StateSlabs(model.state_size))
+    def _slabs(self, session: Session) -> StateSlabs:
+        return self._models[session.block.models[session.index]].slabs
+
+    def _number(self, model: ServedModel) -> int:
+        """The model's place among those that have, or had, sessions."""
+        if model not in self._numbers:
+            self._models.append(ModelSessions(model))
+            self._numbers[model] = len(self._models) - 1
+        return self._numbers[model]
+
+
+def _row_of(token: str) -> int:
+    """The row that a page token says to go on with. Raises InvalidField."""
+    if not token:
+        return 0
+    if not PAGE_TOKEN.fullmatch(token):
+        raise InvalidField("page_token", "is not one that a page came with")
+    return int(token, 16)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from unrolled_server.places import Places
 from unrolled_server.types import Floats
 
-SLAB_BYTES = 4 << 20
+SLAB_BYTES = 1 << 20
+"""Small enough for ordinary pages, which take memory once they are written and not before:
+NumPy asks for huge ones from 4 MiB on."""
 
 
 class StateSlabs:
@@ -16,19 +19,18 @@ class StateSlabs:
         self._size = size
         self._slots_per_slab = max(1, SLAB_BYTES // max(1, 4 * size))
         self._slabs: list[Floats] = []
-        self._free: list[int] = []
+        self._places = Places()
 
     def allocate(self) -> int:
         """Take a slot; what it holds is undefined until it is written."""
-        if not self._free:
-            first = len(self._slabs) * self._slots_per_slab
+        slot = self._places.take()
+        while slot >= len(self._slabs) * self._slots_per_slab:
             self._slabs.append(np.empty((self._slots_per_slab, self._size), np.float32))
-            self._free.extend(range(first + self._slots_per_slab - 1, first - 1, -1))
-        return self._free.pop()
+        return slot
 
     def free(self, slot: int) -> None:
         """Give a slot back."""
-        self._free.append(slot)
+        self._places.give_back(slot)
 
     def read(self, slot: int) -> Floats:
         """A copy of the slot's state, [size]."""

@@ -378,6 +378,13 @@ def test_a_page_has_a_size_of_1_to_1000(stubs: Stubs, size: int) -> None:
     assert refusal.metadata == {"field": "page_size"}
 
 
+def test_a_page_goes_on_from_a_page_only(stubs: Stubs) -> None:
+    name = create(stubs).name
+    refusal = refused(stubs.sessions.ListSessions, ListSessionsRequest(page_token=name))
+    assert (refusal.code, refusal.reason) == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert refusal.metadata == {"field": "page_token"}
+
+
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_sessions_are_listed_by_model_and_version(stubs: Stubs, size: int) -> None:
     labels = ["gru/1", "rnn/1", "rnn/2", "rnn/1"] * 4
@@ -494,7 +501,7 @@ def test_a_session_expires_once_it_was_idle_long_enough(three: Sessions, clock: 
     assert session.expires == clock.now + TTL
     clock.now += TTL - 1
     three.expire()
-    assert three.get(session.name) is session
+    assert three.get(session.name) == session
     clock.now += 1
     with pytest.raises(SessionNotFound):
         three.get(session.name)
@@ -570,12 +577,12 @@ def test_a_busy_session_does_not_expire(three: Sessions, clock: Clock) -> None:
     three.hold(session, end_nothing)
     clock.now += 10 * TTL
     three.expire()
-    assert three.get(session.name) is session
+    assert three.get(session.name) == session
     three.commit(session, at(1))
     three.release(session)
     clock.now += TTL - 1
     three.expire()
-    assert three.get(session.name) is session
+    assert three.get(session.name) == session
     # It does once it has been idle, although it was looked at while it could not.
     clock.now += 1
     three.expire()
