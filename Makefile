@@ -10,6 +10,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3.11
 ARGS ?=
+FIGURES ?=
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
 # The environment's own tools come first: pytest finds buf, promtool and the server there.
@@ -44,8 +45,8 @@ serve: .venv/.serve $(MODELS) ## Export the bundled models and serve them on 127
 test: .venv/.test .venv/.prometheus ## Run all tests
 	pytest $(ARGS)
 
-bench: .venv/.test $(MODELS) ## Measure, print ratios, write JSON to .bench/
-	PYTHONPATH=tests python -m bench --models .models --output .bench $(ARGS)
+bench: .venv/.test ## Measure, into .bench/; with FIGURES="served_over ttft" only those
+	PYTHONPATH=tests python -m bench --output .bench $(ARGS) $(FIGURES)
 
 # --- Checking ----------------------------------------------------------------------------------
 

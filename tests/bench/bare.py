@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
+from bench.progress import say
 from bench.rate import Rate
 
+STEPS = (1, 4, 8, 16, 32)
+THREADS = ((1, False), (0, False), (0, True))
+"""Threads of a run (0: one a core), and whether they spin between runs."""
+TRIALS = 2
 TRIAL_SECONDS = 0.4
 
 
@@ -18,23 +27,17 @@ class BareLoop:
     """`rows` rows drawn in runs of `steps` steps, with bound buffers and the same sampling."""
 
     def __init__(self, model: Path, rows: int, steps: int, threads: int, spin: bool) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-        self._session = onnxruntime.InferenceSession(
-            model / "engine.onnx", options, providers=["CPUExecutionProvider"]
-        )
-        manifest = json.loads((model / "manifest.json").read_text())
+        self._session = open_session(model / "engine.onnx", threads, spin)
         self.name = f"K {steps}, {threads or 'all'} threads, {'' if spin else 'not '}spinning"
         self._rows, self._steps = rows, steps
-        self._binding = self._session.io_binding()
-        self._arrays: list[np.ndarray] = []
-        self._bind(manifest)
+        self._states = json.loads((model / "manifest.json").read_text())["states"]
+        self._inputs, self._outputs = self._arrays()
+        self._binding = self._bind()
 
-    def _bind(self, manifest: dict[str, list[dict[str, str]]]) -> None:
+    def _arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
         rows, steps = self._rows, self._steps
-        size = self._session.get_outputs()[1].shape[-1]
-        inputs: dict[str, np.ndarray] = {
+        (size,) = (out.shape[-1] for out in self._session.get_outputs() if out.name == "logprobs")
+        inputs: dict[str, NDArray[Any]] = {
             "pending": np.zeros(rows, np.int32),
             "told": np.full((steps, rows), -1, np.int32),
             "uniforms": np.random.default_rng(1).random((steps, rows)),
@@ -44,22 +47,23 @@ class BareLoop:
             "min_p": np.zeros(rows, np.float32),
             "filtered": np.zeros((), np.bool_),
         }
-        outputs: dict[str, np.ndarray] = {
+        outputs: dict[str, NDArray[Any]] = {
             "tokens": np.zeros((steps, rows), np.int32),
             "logprobs": np.zeros((steps, rows, size), np.float32),
         }
-        for state in manifest["states"]:
-            shape = (rows, int(state["shape"][0]))
-            inputs[state["input"]] = np.zeros(shape, np.float32)
+        for state in self._states:
+            inputs[state["input"]] = np.zeros((rows, int(state["shape"][0])), np.float32)
             # A run may write its states where it read them.
             outputs[state["output"]] = inputs[state["input"]]
-        self._arrays = [*inputs.values(), *outputs.values()]
-        for name, array in inputs.items():
-            pointer = array.ctypes.data
-            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, pointer)
-        for name, array in outputs.items():
-            pointer = array.ctypes.data
-            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, pointer)
+        return inputs, outputs
+
+    def _bind(self) -> onnxruntime.IOBinding:
+        binding = self._session.io_binding()
+        for name, array in self._inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in self._outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return binding
 
     def measure(self, seconds: float) -> Rate:
         """Run for about `seconds`."""
@@ -70,21 +74,39 @@ class BareLoop:
             tokens += self._rows * self._steps
         return Rate(tokens, time.perf_counter() - started, time.process_time() - cpu)
 
+    def entropy(self) -> float:
+        """Of the distributions of the last run, in nats, their mean."""
+        logprobs = self._outputs["logprobs"]
+        return float(-(np.exp(logprobs) * logprobs).sum(-1).mean())
 
-def fastest(model: Path, rows: int) -> tuple[BareLoop, BareLoop]:
-    """The fastest settings of steps, threads and spinning: by wall time, and by CPU time.
 
-    Each is tried twice, in turns.
-    """
+@dataclass(frozen=True)
+class Fastest:
+    """The bare loop in its fastest settings of steps, threads and spinning."""
+
+    by_cpu: BareLoop
+    """Most tokens per second of CPU time."""
+    by_wall: BareLoop
+    """Most tokens per second of wall time."""
+
+
+def fastest(model: Path, rows: int) -> Fastest:
+    """Try all settings in turns."""
+    say(f"bare loop of {model.parent.name}: trying settings for {rows} rows")
     loops = [
         BareLoop(model, rows, steps, threads, spin)
-        for steps in (1, 4, 8, 16)
-        for threads, spin in ((1, False), (0, False), (0, True))
+        for steps, (threads, spin) in itertools.product(STEPS, THREADS)
     ]
-    trials = [[loop.measure(TRIAL_SECONDS) for loop in loops] for _ in range(2)]
-    rates = [
-        (max(a.per_second, b.per_second), max(a.per_cpu_second, b.per_cpu_second), loop)
-        for a, b, loop in zip(*trials, loops, strict=True)
-    ]
-    by_wall = max(rates, key=lambda rate: rate[0])[2]
-    return by_wall, max(rates, key=lambda rate: rate[1])[2]
+    trials = [[loop.measure(TRIAL_SECONDS) for loop in loops] for _ in range(TRIALS)]
+    by_loop = list(zip(loops, zip(*trials, strict=True), strict=True))
+    by_cpu, _ = max(by_loop, key=lambda tried: max(rate.per_cpu_second for rate in tried[1]))
+    by_wall, _ = max(by_loop, key=lambda tried: max(rate.per_second for rate in tried[1]))
+    return Fastest(by_cpu, by_wall)
+
+
+def open_session(graph: Path | bytes, threads: int, spin: bool) -> onnxruntime.InferenceSession:
+    """A session on the CPU; 0 threads: one a core."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,38 @@
+"""Every figure there is, in the order of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench import (
+    arithmetic,
+    latency,
+    long_prompts,
+    long_sessions,
+    over_bare,
+    over_others,
+    session_memory,
+)
+from bench.figure import Figure, Group
+
+GROUPS: tuple[Group, ...] = (
+    *over_bare.groups(),
+    *over_others.groups(),
+    *latency.groups(),
+    *long_prompts.groups(),
+    *long_sessions.groups(),
+    *arithmetic.groups(),
+    *session_memory.groups(),
+)
+
+
+def select(words: Sequence[str], groups: Sequence[Group] = GROUPS) -> list[Figure]:
+    """The figures whose names begin with one of `words`; all without words.
+
+    Raises ValueError for a word that selects none.
+    """
+    figures = [figure for group in groups for figure in group.figures]
+    for word in words:
+        if not any(figure.name.startswith(word) for figure in figures):
+            raise ValueError(f"no figure begins with {word!r}")
+    return [figure for figure in figures if not words or figure.name.startswith(tuple(words))]
