@@ -26,7 +26,7 @@ _FILES: tuple[Reader, ...] = (
     OnnxFile(),
     PytorchFile(),
 )
-READERS: tuple[Reader, ...] = (TrainedFolder(), Ml5Folder(), CheckpointFolder(_FILES), *_FILES)
+READERS: tuple[Reader, ...] = (*_FILES, TrainedFolder(), Ml5Folder(), CheckpointFolder(_FILES))
 """Asked in this order; the first that accepts a path reads it."""
 
 
