@@ -21,7 +21,7 @@ EXPORTER := $(shell find export/unrolled_export -name '*.py' -not -path '*/train
 PROTOS := $(patsubst proto/%,%,$(wildcard proto/unrolled/v1/*.proto))
 SERVICES := $(patsubst proto/%,%,$(shell grep --files-with-matches '^service ' proto/unrolled/v1/*.proto))
 
-.PHONY: help serve test bench stubs fresh-stubs format clean
+.PHONY: help serve test bench bench-cuda stubs fresh-stubs format clean
 .PHONY: lint lint-style lint-format lint-types lint-imports lint-contract check-stubs
 
 help: ## Show this
@@ -47,6 +47,10 @@ test: .venv/.test .venv/.prometheus ## Run all tests
 
 bench: .venv/.test ## Measure, into .bench/; with FIGURES="served_over ttft" only those
 	PYTHONPATH=tests python -m bench --output .bench $(ARGS) $(FIGURES)
+
+# `--prepare` writes only the graphs, for a machine that has a device and no onnx.
+bench-cuda: .venv/.test ## Check and time a CUDA device in one call, into .bench/cuda/
+	PYTHONPATH=tests python -m bench.cuda --output .bench/cuda $(ARGS)
 
 # --- Checking ----------------------------------------------------------------------------------
 
@@ -98,7 +102,7 @@ check-stubs: fresh-stubs ## Fail if the checked-in stubs are not what the contra
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.serve: requirements/serve.txt pyproject.toml | .venv/bin/python
+.venv/.serve: requirements/serve.txt requirements/server.txt pyproject.toml | .venv/bin/python
 	@echo 'Installing what the server needs into .venv'
 	$(PIP) --requirement requirements/serve.txt
 	$(PIP) --no-deps --no-build-isolation --editable .

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    # onnxruntime reports its use to its maker unless told not to before it is loaded.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return int(arguments.run(arguments))
     except (ValueError, OSError) as error:
@@ -23,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="unrolled-export",
         description="Train recurrent language models and export them for unrolled-server.",
     )
+    parser.add_argument("--version", action="version", version=version("unrolled"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_convert(commands)
@@ -93,6 +98,11 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=("fp32", "fp16", "int8"),
         default="fp32",
         help="arithmetic of the engine's graph (default: fp32); others are compared with fp32",
+    )
+    convert.add_argument(
+        "--device",
+        choices=("cuda",),
+        help="also write the graphs that a server runs on such a device (not in int8)",
     )
     convert.add_argument(
         "--evaluate",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unrolled_export.coverage import borne
+from unrolled_export.device_check import check_device
+from unrolled_export.device_graph import STEP, check_precision, device_graphs
 from unrolled_export.network import Network
 from unrolled_export.parity import Parity, check_parity
 from unrolled_export.portable_graph import portable_graph
@@ -35,8 +37,19 @@ class Build:
     """Size of the base's file."""
 
 
-def build(network: Network, precision: Precision, progress: Progress = no_progress) -> Build:
-    """Raises GraphError or PrecisionError where the graphs cannot be made."""
+def build(
+    network: Network,
+    precision: Precision,
+    progress: Progress = no_progress,
+    *,
+    for_device: bool = False,
+) -> Build:
+    """`for_device` adds the graphs for a device.
+
+    Raises GraphError or PrecisionError where graphs cannot be made.
+    """
+    if for_device:
+        check_precision(precision)
     base_graph = engine_graph = step_graph(network).SerializeToString(deterministic=True)
     base = engine = _runner(network, base_graph)
     stored = rounded(network, precision)
@@ -47,12 +60,16 @@ def build(network: Network, precision: Precision, progress: Progress = no_progre
         engine = _runner(network, engine_graph)
     portable = portable_graph(stored, precision is Precision.FP16)
     graphs = {PORTABLE: portable.SerializeToString(deterministic=True), ENGINE: engine_graph}
+    if for_device:
+        graphs |= device_graphs(stored, precision)
     return Build(network, precision, products, graphs, engine, base, len(base_graph))
 
 
 def check(build: Build, progress: Progress) -> Parity:
     """Compare the graphs with a reference. Raises ParityError where they differ."""
     network, graphs = rounded(build.network, build.precision), build.graphs
+    if STEP in graphs:
+        check_device(network, build.precision, graphs[STEP], build.engine)
     return check_parity(network, graphs[PORTABLE], graphs[ENGINE], build.products, progress)
 
 

@@ -35,7 +35,8 @@ def convert(arguments: argparse.Namespace) -> int:
     checkpoint, vocabulary = read_model(path, settings, arguments)
     network = checkpoint.network
     outputs = read_reference(Path(arguments.reference), network) if arguments.reference else None
-    built = build(network, Precision(arguments.precision), progress_bar)
+    precision, for_device = Precision(arguments.precision), arguments.device is not None
+    built = build(network, precision, progress_bar, for_device=for_device)
     agreement = check_reference(outputs, network, built.base) if outputs else None
     parity = check(built, progress_bar)
     text = Path(arguments.evaluate) if arguments.evaluate else None

@@ -93,6 +93,10 @@ class GraphBuilder:
             return value
         return self.node(_ACTIVATIONS[activation], [value])
 
+    def double(self, value: str) -> str:
+        """`value` in float64."""
+        return self.node("Cast", [value], to=TensorProto.DOUBLE)
+
     def integers(self, values: ArrayLike, kind: DTypeLike = np.int64) -> str:
         """A constant of integers: int64, what shapes and axes are."""
         return self.array(values, kind)
@@ -123,3 +127,8 @@ class GraphBuilder:
     def _fresh(self, operator: str) -> str:
         self.outer._count += 1
         return f"{operator.lower()}_{self.outer._count}"
+
+
+def tensor(name: str, kind: int, shape: list[str | int]) -> onnx.ValueInfoProto:
+    """An input or output of a graph; a dimension with a name is free in every run."""
+    return helper.make_tensor_value_info(name, kind, shape)

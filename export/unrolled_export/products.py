@@ -43,6 +43,26 @@ class Products:
             return self.step.node("Add", [self._in_bytes(name, value, []), addend])
         return self.step.node("Gemm", [value, self.weight(weight.T), addend])
 
+    def projected(self, value: str, weight: Floats, output: list[str]) -> str:
+        """value weight^T [B, M], named `output`."""
+        return self.step.node("MatMul", [value, self.weight(weight.T)], output)
+
+    def logits(self, value: str, weight: Floats, bias: Floats) -> str:
+        """The head's product [B, V]."""
+        return self.biased("head_weight", value, weight, bias)
+
+    def looked_up(self, table: Floats, tokens: str) -> str:
+        """Rows of a table of products [V, M] by token, [B, M]."""
+        return self.step.node("Gather", [self.step.outer.array(table), tokens], axis=0)
+
+    def embedded(self, embedding: Floats, tokens: str) -> str:
+        """Rows of an embedding [V, E] by token, [B, E]."""
+        return self.step.node("Gather", [self.weight(embedding), tokens], axis=0)
+
+    def wide(self, product: str) -> str:
+        """A product in float32, which all of these are."""
+        return product
+
     def _in_bytes(self, name: str, value: str, bias: list[str]) -> str:
         """The product of a hidden state with rounded weights (see `quantization`)."""
         outer, weight = self.step.outer, self._quantized[name]

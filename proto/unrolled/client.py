@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 import grpc
+import grpc.aio
 
 from unrolled import requests
 from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
@@ -115,6 +116,21 @@ class Client:
         response = self._connection.unary(self._connection.sessions.CreateSession, request, timeout)
         return Session(self._connection, response.session, owned=True)
 
+    def import_session(
+        self,
+        snapshot: bytes,
+        *,
+        idle_ttl: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> Session:
+        """A new session that stands where the one stood that `snapshot` was exported from.
+
+        `idle_ttl`: seconds without use after which it ends.
+        """
+        request = requests.import_session(snapshot, idle_ttl)
+        response = self._connection.unary(self._connection.sessions.ImportSession, request, timeout)
+        return Session(self._connection, response.session, owned=True)
+
     def session(self, name: str, *, timeout: float | None = None) -> Session:
         """An existing session, by name."""
         request = GetSessionRequest(name=name)
@@ -133,6 +149,11 @@ class Client:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """The channel itself, for services that have no method here, such as health."""
+        return self._connection.channel
 
     def close(self) -> None:
         """Ends the connection and every call over it; sessions live on at the server."""
@@ -154,7 +175,8 @@ class AsyncClient:
     """Client for asyncio, with the same methods; made and used within one running loop.
 
     Methods that call the server once are awaited. `stream` and `converse` return at once, for
-    `async for`; `create_session` may be awaited, or entered with `async with`.
+    `async for`; `create_session` and `import_session` may be awaited, or entered with
+    `async with`.
     """
 
     def __init__(
@@ -243,6 +265,27 @@ class AsyncClient:
 
         return SessionOpening(create)
 
+    def import_session(
+        self,
+        snapshot: bytes,
+        *,
+        idle_ttl: float | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> SessionOpening:
+        """A new session that stands where the one stood that `snapshot` was exported from.
+
+        `idle_ttl`: seconds without use after which it ends.
+        """
+        request = requests.import_session(snapshot, idle_ttl)
+
+        async def restore() -> AsyncSession:
+            response = await self._connection.unary(
+                self._connection.sessions.ImportSession, request, timeout
+            )
+            return AsyncSession(self._connection, response.session, owned=True)
+
+        return SessionOpening(restore)
+
     async def session(self, name: str, *, timeout: float | None = None) -> AsyncSession:
         """An existing session, by name."""
         response = await self._connection.unary(
@@ -264,6 +307,11 @@ class AsyncClient:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel itself, for services that have no method here, such as health."""
+        return self._connection.channel
 
     async def close(self) -> None:
         """Ends the connection and every call over it; sessions live on at the server."""

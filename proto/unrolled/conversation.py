@@ -46,19 +46,27 @@ class Conversation:
         """A new session of `model`, or the existing `session`; answered by `opened`."""
         return self._send(requests.open_command(model, session, seed))
 
-    def feed(self, text: Prompt, *, expected_position: int | None = None) -> str:
+    def feed(
+        self, text: Prompt, *, expected_position: int | None = None, request_id: str | None = None
+    ) -> str:
         """Tells text and draws nothing; answered by `outcome`."""
-        return self._send(requests.feed_command(text, expected_position))
+        return self._send(requests.feed_command(text, expected_position, request_id))
 
     def complete(self, prompt: Prompt | None = None, **options: Unpack[CompletionOptions]) -> str:
         """Answered by `delta` events and an `outcome`."""
         return self._send(requests.complete_command(prompt, options))
 
     def score(
-        self, text: Prompt, *, logprobs: int | None = None, expected_position: int | None = None
+        self,
+        text: Prompt,
+        *,
+        logprobs: int | None = None,
+        expected_position: int | None = None,
+        request_id: str | None = None,
     ) -> str:
         """Tells text, advancing the session; answered by `score` and `outcome`."""
-        return self._send(requests.score_command(text, logprobs, expected_position))
+        command = requests.score_command(text, logprobs, expected_position, request_id)
+        return self._send(command)
 
     def stop(self) -> str:
         """Ends the completion in progress; what was delivered stands."""
@@ -119,9 +127,11 @@ class AsyncConversation:
         """A new session of `model`, or the existing `session`; answered by `opened`."""
         return await self._send(requests.open_command(model, session, seed))
 
-    async def feed(self, text: Prompt, *, expected_position: int | None = None) -> str:
+    async def feed(
+        self, text: Prompt, *, expected_position: int | None = None, request_id: str | None = None
+    ) -> str:
         """Tells text and draws nothing; answered by `outcome`."""
-        return await self._send(requests.feed_command(text, expected_position))
+        return await self._send(requests.feed_command(text, expected_position, request_id))
 
     async def complete(
         self, prompt: Prompt | None = None, **options: Unpack[CompletionOptions]
@@ -130,10 +140,16 @@ class AsyncConversation:
         return await self._send(requests.complete_command(prompt, options))
 
     async def score(
-        self, text: Prompt, *, logprobs: int | None = None, expected_position: int | None = None
+        self,
+        text: Prompt,
+        *,
+        logprobs: int | None = None,
+        expected_position: int | None = None,
+        request_id: str | None = None,
     ) -> str:
         """Tells text, advancing the session; answered by `score` and `outcome`."""
-        return await self._send(requests.score_command(text, logprobs, expected_position))
+        command = requests.score_command(text, logprobs, expected_position, request_id)
+        return await self._send(command)
 
     async def stop(self) -> str:
         """Ends the completion in progress; what was delivered stands."""

@@ -9,7 +9,12 @@ from typing import TypedDict
 from google.protobuf.duration_pb2 import Duration
 
 from unrolled.v1.completion_pb2 import CompleteRequest, ConverseRequest, ScoreRequest, TokenIds
-from unrolled.v1.session_pb2 import CreateSessionRequest, ForkSessionRequest
+from unrolled.v1.session_pb2 import (
+    CreateSessionRequest,
+    ExportSessionRequest,
+    ForkSessionRequest,
+    ImportSessionRequest,
+)
 
 # Text, or token ids of the model's vocabulary.
 Prompt = str | Sequence[int]
@@ -27,6 +32,9 @@ class CompletionOptions(TypedDict, total=False):
     stop: end before the first of these in the completion; at most 16 of 1 to 256 bytes.
     logprobs: 0 for those of the drawn tokens, up to 20 for those of the likeliest N too.
     expected_position: refuse with FailedPrecondition unless the session stands here.
+    request_id: a new name for the turn, 1 to 128 characters, which makes it safe to repeat: a turn
+        of the session that was committed under it, with the same options, is answered again as it
+        was (`outcome.replayed`), and the session does not move.
     """
 
     max_tokens: int | None
@@ -38,6 +46,7 @@ class CompletionOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     logprobs: int | None
     expected_position: int | None
+    request_id: str | None
 
 
 def complete(
@@ -74,12 +83,22 @@ def fork_session(name: str, seed: int | None) -> ForkSessionRequest:
     return ForkSessionRequest(name=name, seed=seed)
 
 
+def export_session(name: str, ttl: float | timedelta | None) -> ExportSessionRequest:
+    return ExportSessionRequest(name=name, ttl=_duration(ttl))
+
+
+def import_session(snapshot: bytes, idle_ttl: float | timedelta | None) -> ImportSessionRequest:
+    return ImportSessionRequest(snapshot=snapshot, idle_ttl=_duration(idle_ttl))
+
+
 def open_command(model: str | None, session: str | None, seed: int | None) -> ConverseRequest:
     return ConverseRequest(open=ConverseRequest.Open(model=model, session=session, seed=seed))
 
 
-def feed_command(text: Prompt, expected_position: int | None) -> ConverseRequest:
-    return ConverseRequest(feed=_feed(text, expected_position))
+def feed_command(
+    text: Prompt, expected_position: int | None, request_id: str | None
+) -> ConverseRequest:
+    return ConverseRequest(feed=_feed(text, None, expected_position, request_id))
 
 
 def complete_command(prompt: Prompt | None, options: CompletionOptions) -> ConverseRequest:
@@ -87,9 +106,9 @@ def complete_command(prompt: Prompt | None, options: CompletionOptions) -> Conve
 
 
 def score_command(
-    text: Prompt, logprobs: int | None, expected_position: int | None
+    text: Prompt, logprobs: int | None, expected_position: int | None, request_id: str | None
 ) -> ConverseRequest:
-    return ConverseRequest(score=_feed(text, expected_position, logprobs))
+    return ConverseRequest(score=_feed(text, logprobs, expected_position, request_id))
 
 
 def stop_command() -> ConverseRequest:
@@ -97,11 +116,15 @@ def stop_command() -> ConverseRequest:
 
 
 def _feed(
-    text: Prompt, expected_position: int | None, logprobs: int | None = None
+    text: Prompt, logprobs: int | None, expected_position: int | None, request_id: str | None
 ) -> ConverseRequest.Feed:
     words, tokens = _told(text)
     return ConverseRequest.Feed(
-        text=words, tokens=tokens, logprobs=logprobs, expected_position=expected_position
+        text=words,
+        tokens=tokens,
+        logprobs=logprobs,
+        expected_position=expected_position,
+        request_id=request_id,
     )
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -44,15 +45,17 @@ class _Facts:
         return f"<{type(self).__name__} {self.name} of {self.model} at {self.position}>"
 
     def _advance(self, outcome: Outcome) -> None:
-        self.info.position = outcome.position
+        # What is answered again may be from before the turn answered last.
+        if not outcome.replayed or outcome.position > self.info.position:
+            self.info.position = outcome.position
 
 
 class Session(_Facts):
     """A session; every turn starts where the last one ended.
 
-    `with` deletes it at the end if it was created or forked here, and leaves it alone if it was
-    attached by name or listed. Without `with` it lives on at the server until it is deleted or
-    its time to live has passed. `info` holds the rest of what the server said (seed, times).
+    `with` deletes it at the end if it was created, forked or imported here, and leaves it alone if
+    it was attached by name or listed. Without `with` it lives on at the server until it is deleted
+    or its time to live has passed. `info` holds the rest of what the server said (seed, times).
     """
 
     def __init__(self, connection: Connection, info: SessionInfo, *, owned: bool) -> None:
@@ -88,11 +91,16 @@ class Session(_Facts):
         text: Prompt,
         *,
         expected_position: int | None = None,
+        request_id: str | None = None,
         timeout: float | None = None,
     ) -> Outcome:
         """Tells text and draws nothing."""
         return self.complete(
-            text, max_tokens=0, expected_position=expected_position, timeout=timeout
+            text,
+            max_tokens=0,
+            expected_position=expected_position,
+            request_id=request_id,
+            timeout=timeout,
         ).outcome
 
     def score(
@@ -107,6 +115,18 @@ class Session(_Facts):
         request = requests.fork_session(self.name, seed)
         response = self._connection.unary(self._connection.sessions.ForkSession, request, timeout)
         return Session(self._connection, response.session, owned=True)
+
+    def export(
+        self, *, ttl: float | timedelta | None = None, timeout: float | None = None
+    ) -> bytes:
+        """A sealed snapshot for `import_session`, on this server or another with the same key.
+
+        `ttl`: seconds for which it can be imported; None is for ever.
+        """
+        request = requests.export_session(self.name, ttl)
+        return self._connection.unary(
+            self._connection.sessions.ExportSession, request, timeout
+        ).snapshot
 
     def refresh(self, *, timeout: float | None = None) -> None:
         """Asks the server for `info` and thereby `position`."""
@@ -177,11 +197,16 @@ class AsyncSession(_Facts):
         text: Prompt,
         *,
         expected_position: int | None = None,
+        request_id: str | None = None,
         timeout: float | None = None,
     ) -> Outcome:
         """Tells text and draws nothing."""
         response = await self.complete(
-            text, max_tokens=0, expected_position=expected_position, timeout=timeout
+            text,
+            max_tokens=0,
+            expected_position=expected_position,
+            request_id=request_id,
+            timeout=timeout,
         )
         return response.outcome
 
@@ -204,6 +229,19 @@ class AsyncSession(_Facts):
             return AsyncSession(self._connection, response.session, owned=True)
 
         return SessionOpening(fork)
+
+    async def export(
+        self, *, ttl: float | timedelta | None = None, timeout: float | None = None
+    ) -> bytes:
+        """A sealed snapshot for `import_session`, on this server or another with the same key.
+
+        `ttl`: seconds for which it can be imported; None is for ever.
+        """
+        request = requests.export_session(self.name, ttl)
+        response = await self._connection.unary(
+            self._connection.sessions.ExportSession, request, timeout
+        )
+        return response.snapshot
 
     async def refresh(self, *, timeout: float | None = None) -> None:
         """Asks the server for `info` and thereby `position`."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 
 from unrolled_server.config import ConfigError, parse_config
 from unrolled_server.logs import set_up_logs
 
+# onnxruntime reports its use to its maker unless told not to before it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     from unrolled_server.runner import DeviceError
+    from unrolled_server.sealing import KeyFileError
     from unrolled_server.server import BindError, serve
 except ModuleNotFoundError as error:
     # The client alone is installed; its environment has this command all the same.
@@ -24,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 2
-    set_up_logs(config.log_level)
+    set_up_logs(config.log_level, config.log_format)
     try:
         asyncio.run(serve(config))
-    except (BindError, DeviceError) as error:
+    except (BindError, DeviceError, KeyFileError) as error:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 1
     return 0

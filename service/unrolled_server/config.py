@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,13 @@ def _directory(text: str) -> Path:
     return path
 
 
+def _file(text: str) -> Path:
+    path = Path(text)
+    if not text or not path.exists() or path.is_dir():
+        raise ValueError("there is no such file")
+    return path
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -77,6 +85,11 @@ def _flag(parse: Callable[[str], Any], default: str | None, text: str) -> Any:
     if default is None:
         return field(metadata=metadata)
     return field(default_factory=lambda: parse(default), metadata={**metadata, "default": default})
+
+
+def _optional_flag(parse: Callable[[str], Any], text: str) -> Any:
+    """A field that is a flag; None unless it is given."""
+    return field(default=None, metadata={"parse": parse, "help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +112,16 @@ class Config:
     max_tokens: int = _flag(_count, "65536", "largest max_tokens of a turn")
     max_prompt_bytes: int = _flag(_count, "1048576", "longest prompt or text")
     session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
+    seal_key_file: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
+        _file, "keys that snapshots of sessions are sealed with; without it there are none"
+    )
     flush_tokens: int = _flag(_count, "16", "drawn tokens after which a message leaves")
     flush_interval: float = _flag(_seconds, "20ms", "time after which a message leaves")
     write_timeout: float = _flag(_some_time, "30s", "how long a stream may stay unread")
     log_level: str = _flag(
         _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
     )
+    log_format: str = _flag(_one_of("text", "json"), "text", "text (logfmt) or json")
 
 
 def parse_config(
@@ -112,7 +129,7 @@ def parse_config(
 ) -> Config:
     """Read the configuration; a flag wins over the environment, that over the default.
 
-    Raises ConfigError; ends the process itself for --help and for flags it does not know.
+    Raises ConfigError; ends the process for --help, --version and flags it does not know.
     """
     given = vars(_parser().parse_args(argv))
     values: dict[str, Any] = {}
@@ -123,7 +140,7 @@ def parse_config(
         elif environment.get(variable):
             parse = setting.metadata["parse"]
             values[setting.name] = _parsed(parse, variable, environment[variable])
-        elif setting.default_factory is MISSING:
+        elif setting.default is MISSING and setting.default_factory is MISSING:
             raise ConfigError(f"{flag} is needed: {setting.metadata['help']}")
     return Config(**values)
 
@@ -142,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve recurrent language models over gRPC, with sessions that carry on.",
         epilog="Each flag can be set in the environment: --max-rows is UNROLLED_MAX_ROWS.",
     )
+    parser.add_argument("--version", action="version", version=version("unrolled"))
     for setting in fields(Config):
         default = setting.metadata.get("default")
         text = setting.metadata["help"] + (f" (default {default})" if default else "")

@@ -17,7 +17,8 @@ from unrolled_server.errors import (
     ServerError,
     SlowReader,
 )
-from unrolled_server.scoring import Scores
+from unrolled_server.recording import Recording, recorded_deltas, recorded_outcome
+from unrolled_server.scoring import Scores, recorded_scores
 from unrolled_server.sessions import Session
 from unrolled_server.status import InternalError, status_of
 from unrolled_server.turns import ActiveTurn, Turns
@@ -187,18 +188,31 @@ class Conversation:
         await self._event(command, opened=session_message(self._session))
 
     async def _complete(self, command: Command, request: TurnRequest) -> None:
-        async with self._turns.begin(request) as turn:
+        if (answer := self._turns.answered(request)) is not None:
+            command.committed = True
+            for part in recorded_deltas(answer):
+                await self._event(command, delta=part)
+            await self._event(command, outcome=recorded_outcome(answer))
+            return
+        recording = Recording(request.key)
+        async with self._turns.begin(request, recording.answer) as turn:
             command.turn = turn
             if command.stopped:
                 turn.stop()
             async for delta in turn:
-                await self._event(command, delta=delta_message(delta, turn.model.vocabulary))
+                part = delta_message(delta, turn.model.vocabulary)
+                recording.add(part)
+                await self._event(command, delta=part)
         command.committed = True
         await self._event(command, outcome=outcome_message(turn.outcome))
 
     async def _score(self, command: Command, request: TurnRequest) -> None:
-        scores = Scores(command.message.score.HasField("logprobs"))
-        beginning = self._turns.begin(request)
+        if (answer := self._turns.answered(request)) is not None:
+            await self._event(command, score=recorded_scores(answer))
+            await self._event(command, outcome=recorded_outcome(answer))
+            return
+        scores = Scores(command.message.score.HasField("logprobs"), request.key)
+        beginning = self._turns.begin(request, scores.answer)
         scores.check_size(request, beginning)
         async with beginning as turn:
             async for delta in turn:

@@ -17,10 +17,11 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
+from unrolled_server.batch import WINDOW, Batch
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
-from unrolled_server.runner import Runner
-from unrolled_server.scheduler import Scheduler
+from unrolled_server.running import AnyRunner
+from unrolled_server.scheduler import Pace, Scheduler
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import Turn
 from unrolled_server.types import Delta, Ending, Floats, Tokens
@@ -41,6 +42,12 @@ class Delivery:
 
     tokens: int = 16
     seconds: float = 0.02
+    rate: float = 500.0
+    """Messages a second of all rows together: where rows are many, each waits longer."""
+
+    def interval(self, rows: int) -> float:
+        """Seconds from one message of a row to its next, where it has not drawn `tokens` before."""
+        return max(self.seconds, rows / self.rate)
 
 
 class Engine:
@@ -53,7 +60,7 @@ class Engine:
     def __init__(
         self,
         name: str,
-        runner: Runner,
+        runner: AnyRunner,
         vocabulary: Vocabulary,
         capacity: int,
         delivery: Delivery,
@@ -65,12 +72,16 @@ class Engine:
         self._runner = runner
         self._vocabulary = vocabulary
         self._scheduler = Scheduler(capacity)
+        self._batch = Batch(capacity, vocabulary.size, vocabulary.end_tokens)
+        # A run that took longer than tokens may wait would only make them late.
+        self._pace = Pace(delivery.seconds)
         self._delivery = delivery
         self._loop = loop
         self._clock = clock
         self._mail: SimpleQueue[Turn | None] = SimpleQueue()
         self._outbox: list[Message] = []
         self._closing = False
+        self._nudged = False
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
 
     def start(self) -> None:
@@ -93,22 +104,25 @@ class Engine:
 
     def _run(self) -> None:
         while not self._closing:
-            self._read_mail()
+            if self._scheduler.is_idle:
+                self._take_mail(self._mail.get())
             self.step()
 
     def step(self) -> None:
-        """Choose rows, run, commit, deliver."""
+        """Choose rows, run, commit, deliver; does not wait for any."""
         started = self._clock()
         try:
             self._choose()
-            if self._scheduler.active:
-                steps = self._scheduler.steps()
+            if self._batch.size:
+                rows, steps = self._batch.size, self._steps()
                 self._write_inputs(steps)
+                fed = self._runner.pending[:rows].copy()
                 before_run = self._clock()
-                tokens, logprobs = self._runner.run(len(self._scheduler.active), steps)
+                tokens, logprobs = self._runner.run(rows, steps)
                 after_run = self._clock()
-                self.stats.batch.observe(len(self._scheduler.active))
-                self._commit(tokens, logprobs, after_run)
+                self._pace.observe(rows, steps, after_run - before_run)
+                self.stats.batch.observe(rows)
+                self._commit(tokens, logprobs, fed, after_run)
                 self._measure(started, before_run, after_run)
         except Exception:
             logger.exception("run_failed")
@@ -119,21 +133,18 @@ class Engine:
     # choose
 
     def _read_mail(self) -> None:
-        """Take what has come; waits only where there is nothing else to do."""
-        scheduler = self._scheduler
-        wait = not scheduler.active and not scheduler.waiting
-        nudged = False
+        """Take what has come."""
         while True:
             try:
-                turn = self._mail.get(block=wait)
+                self._take_mail(self._mail.get(block=False))
             except Empty:
-                break
-            wait = False
-            if turn is not None:
-                self._admit(turn)
-            nudged = nudged or turn is None
-        if nudged:
-            scheduler.drop_cancelled()
+                return
+
+    def _take_mail(self, turn: Turn | None) -> None:
+        if turn is None:
+            self._nudged = True
+        else:
+            self._admit(turn)
 
     def _admit(self, turn: Turn) -> None:
         try:
@@ -144,18 +155,19 @@ class Engine:
 
     def _choose(self) -> None:
         """Settle who takes part in the next run."""
+        self._read_mail()
         scheduler = self._scheduler
-        for place in reversed(range(len(scheduler.active))):
-            self._settle(place)
+        if self._nudged:
+            self._nudged = False
+            scheduler.drop_cancelled()
+            self._look_at_flags(range(self._batch.size))
         scheduler.unpark()
         while (row := scheduler.next_joining()) is not None:
             self._join(row)
-        active = scheduler.active
-        self._runner.filtered[...] = any(row.turn.task.sampling.filters for row in active)
 
     def _join(self, row: Row) -> None:
         """Give a row the last place, unless it has nothing to do."""
-        place = len(self._scheduler.active) - 1
+        place = self._batch.join(row)
         sampling, runner = row.turn.task.sampling, self._runner
         runner.load(place, row.state)
         runner.pending[place] = row.pending
@@ -163,35 +175,34 @@ class Engine:
         runner.top_k[place] = sampling.top_k
         runner.top_p[place] = sampling.top_p
         runner.min_p[place] = sampling.min_p
-        self._settle(place)
+        self._look_at_flags(range(place, place + 1))
 
-    def _settle(self, place: int) -> None:
-        """Take a row out of the batch where its turn is over or its reader behind."""
-        row = self._scheduler.active[place]
-        if row.turn.cancelled:
-            self._leave(place)
-            return
-        if row.turn.stopping:
-            row.stop()
-        if row.steps_left == 0:
-            self._finish(place)
-        elif self._scheduler.is_behind(row):
-            row.state = self._runner.save(place)
-            self._leave(place)
-            self._scheduler.park(row)
+    def _look_at_flags(self, places: range) -> None:
+        """Do what the front asks of rows; those that have nothing left to do leave."""
+        batch = self._batch
+        for place in reversed(places):
+            row = self._scheduler.active[place]
+            if row.turn.cancelled:
+                self._leave(place)
+                continue
+            if row.turn.stopping and batch.draw_left[place] and row.stop():
+                batch.stop(place)
+            if batch.is_finished(place):
+                self._finish(place)
 
     def _leave(self, place: int) -> None:
-        last = self._scheduler.leave(place)
-        if last != place:
-            self._runner.move(last, place)
+        self._scheduler.leave(place)
+        self._batch.leave(place)
+        if place != self._batch.size:
+            self._runner.move(self._batch.size, place)
 
     def _finish(self, place: int) -> None:
         """Send a row's last messages and free its place."""
-        row = self._scheduler.active[place]
-        state = self._runner.save(place)
+        row, now = self._scheduler.active[place], self._clock()
+        row.take(self._batch.take(place), None)
         before = row.flushed
-        now = self._clock()
-        delta, ending = row.finish(state, now)
+        state, pending = self._runner.save(place), int(self._runner.pending[place])
+        delta, ending = row.finish(state, pending, self._batch.position(place), now)
         if delta is not None:
             self._send(row, delta, before, now)
         self._outbox.append((row.turn, ending))
@@ -201,6 +212,14 @@ class Engine:
             self.stats.prompt_tokens += ending.told
         self._leave(place)
 
+    def _park(self, place: int) -> None:
+        """Keep a row whose reader is behind out of the batch."""
+        row = self._scheduler.active[place]
+        row.state, row.pending = self._runner.save(place), int(self._runner.pending[place])
+        self._batch.put_back(place, row)
+        self._leave(place)
+        self._scheduler.park(row)
+
     def _count_rows(self) -> None:
         scheduler, stats = self._scheduler, self.stats
         stats.active = len(scheduler.active)
@@ -209,35 +228,71 @@ class Engine:
 
     # run
 
+    def _steps(self) -> int:
+        """Steps of the next run: no row ends inside it, but for the sake of its text."""
+        rows = self._batch.size
+        return min(self._pace.steps(rows), self._runner.most_steps(rows), self._batch.most_steps())
+
     def _write_inputs(self, steps: int) -> None:
-        rows = self._scheduler.active
-        told = self._runner.told(len(rows), steps)
+        batch, runner, active = self._batch, self._runner, self._scheduler.active
+        runner.filtered[...] = batch.filters()
+        runner.wants_logprobs[...] = batch.wants_logprobs()
+        runner.uniforms(batch.size, steps)[...] = batch.uniforms(steps)
+        told = runner.told(batch.size, steps)
         told.fill(-1)
-        random = self._runner.uniforms(len(rows), steps)
-        for place, row in enumerate(rows):
-            row.write_inputs(told[:, place], random[:, place])
+        if batch.is_telling():
+            for place in batch.short():
+                left = int(batch.tell_left[place])
+                batch.hand(place, active[place].told(left, WINDOW))
+            batch.write_told(told)
 
     # commit
 
-    def _commit(self, tokens: Tokens, logprobs: Floats, now: float) -> None:
-        """Give every row the tokens of the run; rows that ended inside it go back."""
-        columns = tokens.T.tolist()
-        for place, row in enumerate(self._scheduler.active):
-            fed = row.pending
-            if row.advance(columns[place], logprobs[:, place]):
-                self._runner.rewind(place, fed)
-                row.pending = fed
-            if row.due(now, self._delivery.tokens, self._delivery.seconds):
-                before = row.flushed
-                delta = row.flush(now)
-                if delta is not None:
-                    self._send(row, delta, before, now)
-        overflowed = set(np.nonzero(np.isnan(logprobs[:, :, 0]))[1].tolist())
-        for place in reversed(range(len(self._scheduler.active))):
-            if place in overflowed:
-                self._fail(place)
-            elif self._scheduler.active[place].steps_left == 0:
-                self._finish(place)
+    def _commit(self, tokens: Tokens, logprobs: Floats, fed: Tokens, now: float) -> None:
+        """Give rows the tokens of the run; those that ended in it leave, some after going back."""
+        batch, delivery = self._batch, self._delivery
+        batch.advance(tokens)
+        for place in batch.watched(tokens):
+            self._take(place, tokens, logprobs, int(fed[place]), now)
+        overflowed = np.flatnonzero(np.isnan(logprobs[:, :, 0]).any(0)).tolist()
+        leaving = dict.fromkeys(batch.finished(), self._finish)
+        for place in batch.due(now, delivery.tokens, delivery.interval(batch.size)):
+            if place not in leaving and self._flush(place, now):
+                leaving[place] = self._park
+        self._runner.fetch(list(leaving))
+        leaving.update(dict.fromkeys(overflowed, self._fail))
+        for place in sorted(leaving, reverse=True):
+            leaving[place](place)
+
+    def _take(self, place: int, tokens: Tokens, logprobs: Floats, fed: int, now: float) -> None:
+        """Give a row its tokens of the run; it goes back if its text ended before the run did."""
+        row, batch, steps = self._scheduler.active[place], self._batch, len(tokens)
+        told = int(batch.told[place])
+        if row.turn.task.scores:
+            row.score(tokens[:told, place].tolist(), logprobs[:told, place])
+            if row.has_scores:
+                self._flush(place, now)
+            return
+        dropped = row.take(batch.take(place), logprobs[told:, place])
+        if row.has_ended:
+            batch.stop(place)
+        if dropped:
+            kept = steps - dropped
+            self._runner.rewind(place, fed)
+            row.replay()
+            batch.tell_again(place, tokens[:kept, place], steps)
+        batch.taken(place, row)
+
+    def _flush(self, place: int, now: float) -> bool:
+        """Send what a row has; returns whether its reader is behind."""
+        row = self._scheduler.active[place]
+        row.take(self._batch.take(place), None)
+        before = row.flushed
+        delta = row.flush(now)
+        if delta is not None:
+            self._send(row, delta, before, now)
+        self._batch.taken(place, row)
+        return self._scheduler.is_behind(row)
 
     def _fail(self, place: int) -> None:
         """A row's state has left the range of float32, as that of a ReLU network can."""
@@ -269,6 +324,7 @@ class Engine:
         for row in self._scheduler.active:
             self._outbox.append((row.turn, EngineFailure("a run failed")))
         self._scheduler.active.clear()
+        self._batch.size = 0
 
     # deliver
 

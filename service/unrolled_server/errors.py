@@ -7,16 +7,19 @@ nothing of gRPC. One interceptor turns it into a status.
     +-- FieldError            names a field
     |   +-- InvalidField      its value
     |   |   +-- UnknownText   text that the vocabulary lacks
+    |   |   +-- RequestIdReused
     |   +-- NotImplementedYet
     +-- ModelNotFound
     +-- SessionNotFound
     +-- SessionBusy
     +-- PositionMismatch
+    +-- AnswerNotKept         of a turn that was run before
     +-- NothingToContinue
     +-- Overloaded            too many turns wait
     +-- TooManySessions
     +-- SlowReader
     +-- Draining
+    +-- SnapshotsDisabled     there is no key to seal them
 """
 
 from __future__ import annotations
@@ -58,7 +61,9 @@ class FieldError(ServerError):
 
     def put_inside(self, message: str) -> None:
         """The request turned out to be the field `message` of a larger one."""
-        self.field = self.metadata["field"] = f"{message}.{self.field}"
+        self.field = f"{message}.{self.field}"
+        if "field" in self.metadata:
+            self.metadata["field"] = self.field
         self.message = _short(f"{self.field}: {self.problem}")
 
 
@@ -78,6 +83,16 @@ class UnknownText(InvalidField):
         super().__init__(
             field, f"the model does not know {text!r} at offset {offset}", offset=str(offset)
         )
+
+
+class RequestIdReused(InvalidField):
+    """The session has another request on record under this request_id."""
+
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__("request_id", f"{request_id!r} is on record with a different payload")
+        self.metadata = {"request_id": request_id}
 
 
 class ModelNotFound(ServerError):
@@ -111,6 +126,21 @@ class PositionMismatch(ServerError):
     def __init__(self, session: str, position: int, expected: int) -> None:
         super().__init__(
             f"expected_position: the session stands at {position}, not at {expected}",
+            session=session,
+            position=str(position),
+        )
+
+
+class AnswerNotKept(ServerError):
+    """The turn was committed before, and its answer was too large for the record."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "POSITION_MISMATCH"
+
+    def __init__(self, session: str, position: int) -> None:
+        super().__init__(
+            "request_id: this turn was committed before, and its answer was too large to keep;"
+            f" the session stands at {position}",
             session=session,
             position=str(position),
         )
@@ -159,6 +189,16 @@ class Draining(ServerError):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down and takes no new turns")
+
+
+class SnapshotsDisabled(ServerError):
+    code = "FAILED_PRECONDITION"
+    reason = "SNAPSHOTS_DISABLED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "sessions are neither exported nor imported here: the server has no --seal-key-file"
+        )
 
 
 class NotImplementedYet(FieldError):

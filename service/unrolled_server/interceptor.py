@@ -1,10 +1,16 @@
-"""What every call goes through: domain errors become statuses, and calls are counted."""
+"""What every call goes through: domain errors become statuses, calls are counted and named.
+
+The name of a call is its x-request-id, the caller's own where it sent one: every line of the log
+within the call has it, and the caller gets it back in the trailing metadata.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
+import re
+import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +22,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from unrolled_server.errors import InvalidField, ServerError
-from unrolled_server.logs import log_event
+from unrolled_server.logs import log_event, request_id
 from unrolled_server.metrics import RpcMetrics
 from unrolled_server.status import InternalError, status_of
 
@@ -25,6 +31,10 @@ logger = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behaviour: TypeAlias = Callable[..., Any]
+
+REQUEST_ID = "x-request-id"
+_ACCEPTABLE_ID = re.compile(r"[!-~]{1,128}")
+"""What a caller may name its call: longer ids, or such with spaces, would be a nuisance in logs."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -64,6 +74,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _observed(self, method: str, context: Context) -> AsyncIterator[None]:
+        # Each call is a task of its own, with which the variable ends.
+        name = _request_id(context)
+        request_id.set(name)
+        context.set_trailing_metadata(((REQUEST_ID, name),))
         started = time.perf_counter()
         self._metrics.started.labels(method).inc()
         code = "OK"
@@ -91,6 +105,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await _abort(context, failure)
 
 
+def _request_id(context: Context) -> str:
+    """The caller's, or a new one where it sent none that will do."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID and isinstance(value, str) and _ACCEPTABLE_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(16)
+
+
 def _time_left(context: Context) -> bool:
     left: float | None = context.time_remaining()
     return left is None or left > 0
@@ -99,8 +121,9 @@ def _time_left(context: Context) -> bool:
 async def _abort(context: Context, error: ServerError) -> None:
     # to_status packs the google.rpc.Status into the trailer that clients unpack.
     status = rpc_status.to_status(status_of(error))
+    trailers = (*status.trailing_metadata, *context.trailing_metadata())
     try:
-        await context.abort(status.code, status.details, status.trailing_metadata)
+        await context.abort(status.code, status.details, trailers)
     except grpc.aio.InternalError as gone:
         # Nobody is there to be told.
         raise asyncio.CancelledError from gone

@@ -7,8 +7,16 @@ Prometheus asks. No label holds the name of a session or of anything a caller ch
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -82,10 +90,13 @@ class ServerCollector(Collector):
         ended = CounterMetricFamily("unrolled_sessions_ended", "Sessions ended.", labels=["reason"])
         for reason, number in self._sessions.ended.items():
             ended.add_metric([reason], number)
+        replays = CounterMetricFamily(
+            "unrolled_replays", "Turns answered from the record.", self._sessions.replays
+        )
         limit = GaugeMetricFamily(
             "unrolled_sessions_limit", "Sessions held at most.", self._sessions.limit
         )
-        yield from (held, size, ended, limit)
+        yield from (held, size, ended, replays, limit)
 
 
 Stats = list[tuple[str, EngineStats]]
@@ -138,9 +149,32 @@ def _histogram(
     return family
 
 
-def server_registry(models: Models, sessions: Sessions) -> CollectorRegistry:
-    """A registry with everything but the calls, and with what the process uses."""
+def _build() -> dict[str, str]:
+    """What a session's bits depend on, with the CPU."""
+    for runtime in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return {"version": version("unrolled"), "onnxruntime": version(runtime)}
+        except PackageNotFoundError:
+            continue
+    return {"version": version("unrolled"), "onnxruntime": ""}
+
+
+def server_registry(
+    models: Models, sessions: Sessions, max_rows: int, max_waiting: int
+) -> CollectorRegistry:
+    """A registry with everything but the calls, and with what the process uses.
+
+    max_rows, max_waiting: turns of one model that advance at once, and that wait for a row.
+    """
+    # Of no use to Prometheus, and a third of the page.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
+    Info("unrolled_build", "What is running.", registry=registry).info(_build())
+    for name, text, value in (
+        ("rows_active_limit", "Rows in the batch of a model at most.", max_rows),
+        ("rows_waiting_limit", "Turns of a model that wait at most.", max_waiting),
+    ):
+        Gauge(f"unrolled_{name}", text, registry=registry).set(value)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     registry.register(ServerCollector(models, sessions))

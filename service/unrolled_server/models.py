@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from unrolled.v1 import model_pb2
 
 from unrolled_server.engine import Engine
 from unrolled_server.errors import ModelNotFound
+from unrolled_server.types import Floats
 from unrolled_server.vocabulary import Vocabulary
 
 
@@ -24,6 +26,8 @@ class ServedModel:
     vocabulary: Vocabulary
     engine: Engine
     device: str
+    state_bounds: Floats | None = None
+    """[S]: the largest magnitude of each number of a state; None: any finite one."""
 
     @property
     def label(self) -> str:
@@ -33,6 +37,14 @@ class ServedModel:
     @property
     def state_bytes(self) -> int:
         return 4 * self.state_size
+
+    def bears(self, state: Floats) -> bool:
+        """Whether a session may go on from a state that comes from outside."""
+        if state.shape != (self.state_size,):
+            return False
+        bounds = np.finfo(np.float32).max if self.state_bounds is None else self.state_bounds
+        # Numbers that are not finite are within no bounds.
+        return bool((np.abs(state) <= bounds).all())
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,17 @@ class Models:
         if entry.model is None:
             raise ModelNotFound(name, f"failed to load: {entry.manifest.status_detail}")
         return entry.model
+
+    def with_fingerprint(self, fingerprint: str, label: str) -> ServedModel:
+        """A ready model that goes on with the states of the model `label` with this fingerprint.
+
+        That one where it is served, else the highest version of those that are its equals.
+        Raises ModelNotFound.
+        """
+        equals = [model for model in self.ready() if model.fingerprint == fingerprint]
+        if not equals:
+            raise ModelNotFound(label, f"with fingerprint {fingerprint} is not served")
+        return max(equals, key=lambda model: (model.label == label, model.version))
 
     def _find(self, name: str) -> Entry:
         base, _, version = name.partition("/")

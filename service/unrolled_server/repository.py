@@ -17,20 +17,25 @@ from unrolled.v1 import model_pb2
 from unrolled_server.engine import Engine
 from unrolled_server.logs import log_event
 from unrolled_server.models import Entry, Models, ServedModel
-from unrolled_server.runner import DeviceError, Runner, RunnerConfig, StateSpec
-from unrolled_server.scheduler import ROW_STEPS
+from unrolled_server.opening import ENGINE, open_runner
+from unrolled_server.runner import DeviceError, RunnerConfig, StateSpec
+from unrolled_server.running import AnyRunner
+from unrolled_server.types import Floats
 from unrolled_server.vocabulary import Vocabulary
 from unrolled_server.vocabulary_loader import load_vocabulary
 
 logger = logging.getLogger(__name__)
 
-GRAPH = "engine.onnx"
 GRAPH_REVISION = 1
 """The revision of the engine's graph that this server runs."""
 
+HIDDEN_BOUND = 1 + 2.0**-16
+"""Of hidden states that products in bytes read: activations may round to a little over 1, and all
+up to 1.004 becomes the byte of 1."""
+
 VERSION = re.compile("[1-9][0-9]{0,17}")
 
-StartEngine = Callable[[str, Runner, Vocabulary], Engine]
+StartEngine = Callable[[str, AnyRunner, Vocabulary], Engine]
 
 
 class LoadError(Exception):
@@ -108,8 +113,9 @@ def _load(
     _check_files(folder, manifest)
     vocabulary = load_vocabulary(folder, manifest)
     states = tuple(_state(state) for state in manifest.states)
-    graph = folder / GRAPH
-    runner = Runner(graph, states, vocabulary.size, rows, ROW_STEPS, config)
+    files = {file.name for file in manifest.files}
+    halves = manifest.precision == model_pb2.PRECISION_FP16
+    runner = open_runner(folder, files, states, vocabulary.size, rows, config, halves=halves)
     label = f"{manifest.name}/{manifest.version}"
     return ServedModel(
         manifest.name,
@@ -119,12 +125,28 @@ def _load(
         vocabulary,
         start_engine(label, runner, vocabulary),
         runner.device,
+        _state_bounds(manifest),
     )
 
 
 def _state(state: model_pb2.Model.StateTensor) -> StateSpec:
     initial = np.array(state.initial, np.float32) if state.initial else None
     return StateSpec(state.input, state.output, state.shape[0], initial)
+
+
+def _state_bounds(manifest: model_pb2.Model) -> Floats | None:
+    """The bounds that products in bytes rely on: those of hidden states, not of an LSTM's cells."""
+    if not manifest.quantized_weights:
+        return None
+    unbounded = np.finfo(np.float32).max
+    return np.concatenate(
+        [
+            np.full(
+                state.shape, HIDDEN_BOUND if state.input.startswith("h_") else unbounded, np.float32
+            )
+            for state in manifest.states
+        ]
+    )
 
 
 def _read_manifest(folder: Path) -> model_pb2.Model:
@@ -159,8 +181,8 @@ def _check_manifest(folder: Path, manifest: model_pb2.Model) -> None:
 
 
 def _check_files(folder: Path, manifest: model_pb2.Model) -> None:
-    if GRAPH not in {file.name for file in manifest.files}:
-        raise LoadError(f"manifest.json: files: {GRAPH} is not listed")
+    if ENGINE not in {file.name for file in manifest.files}:
+        raise LoadError(f"manifest.json: files: {ENGINE} is not listed")
     for file in manifest.files:
         path = folder / file.name
         if "\0" in file.name or path.resolve().parent != folder.resolve():

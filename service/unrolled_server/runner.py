@@ -1,4 +1,4 @@
-"""The engine's graph on onnxruntime: the only module that touches it.
+"""The engine's graph on onnxruntime, on the CPU.
 
 A Runner owns dense arrays with a place for every row; active rows are a prefix of them.
 States are kept twice: a run reads one set and writes the other, so the states before the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,16 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from unrolled_server.types import Floats, Tokens
+from unrolled_server.types import MAX_STEPS, Floats, Tokens
 
-MAX_BINDINGS = 128
+MAX_BINDINGS = 1024
+FEW_ROWS = 8
+"""Below so many rows, waking threads for each product costs more than they do."""
+LARGEST_TWICE = 128 << 20
+"""Bytes up to which a graph is held twice, for one thread and for many. The products of larger
+ones are worth threads for a single row."""
+LOGPROBS_BYTES = 64 << 20
+"""Of a run's log-probabilities, where that leaves more than one step."""
 
 
 class RunnerError(Exception):
@@ -39,19 +47,24 @@ class StateSpec:
     initial: Floats | None = None
     """[size]; None: zeros."""
 
+    @property
+    def start(self) -> Floats:
+        """Its value before any token, [size]."""
+        return np.zeros(self.size, np.float32) if self.initial is None else self.initial
+
 
 @dataclass(frozen=True)
 class RunnerConfig:
     """How graphs are run."""
 
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where a real session runs on it."""
+    """cpu, cuda, or auto: cuda where a real session runs on it; see `opening`."""
     threads: int = 0
-    """Threads of one run; 0: half of the cores, since the host's work and gRPC need the rest."""
+    """Threads of one run; 0: one for few rows; for more, half of the cores, but no fewer than 2."""
 
 
 class Runner:
-    """One model's graph with room for `rows` rows and runs of up to `row_steps` row-steps."""
+    """One model's graph with room for `rows` rows."""
 
     def __init__(
         self,
@@ -59,20 +72,20 @@ class Runner:
         states: tuple[StateSpec, ...],
         vocabulary: int,
         rows: int,
-        row_steps: int,
         config: RunnerConfig,
     ) -> None:
-        self._session, self.device = _open_session(graph, config)
+        self._few, self._many = _open_sessions(graph, config)
+        self.device = "cpu"
         self._specs = states
         self._vocabulary = vocabulary
-        self._check_signature(graph.name)
+        check_signature(graph.name, self._many, states, vocabulary)
         self.state_size = sum(spec.size for spec in states)
-        self._initial = np.concatenate([_initial(spec) for spec in states])
+        self._initial = np.concatenate([spec.start for spec in states])
         self._states = tuple(
             [np.zeros((rows, spec.size), np.float32) for spec in states] for _ in range(2)
         )
         self._current = 0
-        row_steps = max(rows, row_steps)
+        self._row_steps = row_steps = _row_steps(rows, vocabulary)
         self.pending = np.zeros(rows, np.int32)
         """The token each row feeds first."""
         self.temperature = np.ones(rows, np.float32)
@@ -81,11 +94,17 @@ class Runner:
         self.min_p = np.zeros(rows, np.float32)
         self.filtered = np.zeros((), np.bool_)
         """Whether any row in the run uses top_k, top_p or min_p."""
+        self.wants_logprobs = np.ones((), np.bool_)
+        """Whether any row in the run asks for distributions; here they are made anyhow."""
         self._told = np.full(row_steps, -1, np.int32)
         self._uniforms = np.zeros(row_steps, np.float64)
         self._tokens = np.zeros(row_steps, np.int32)
         self._logprobs = np.zeros((row_steps, vocabulary), np.float32)
         self._bindings: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
+
+    def most_steps(self, rows: int) -> int:
+        """Steps that there is room for."""
+        return min(MAX_STEPS, self._row_steps // rows)
 
     def told(self, rows: int, steps: int) -> Tokens:
         """Where the next run reads the told tokens, -1 to draw: [steps, rows]."""
@@ -101,8 +120,7 @@ class Runner:
         Returns the tokens [steps, rows] and log-probabilities [steps, rows, V], views that
         are good until the next run. The last token of each row becomes its pending one.
         """
-        binding = self._binding(rows, steps)
-        self._session.run_with_iobinding(binding)
+        self._session(rows).run_with_iobinding(self._binding(rows, steps))
         self._current = 1 - self._current
         tokens = self._tokens[: rows * steps].reshape(steps, rows)
         self.pending[:rows] = tokens[-1]
@@ -115,6 +133,9 @@ class Runner:
         for spec, array in zip(self._specs, self._states[self._current], strict=True):
             array[row] = state[start : start + spec.size]
             start += spec.size
+
+    def fetch(self, rows: Sequence[int]) -> None:
+        """Have the states of rows ready for `save`; they are at hand."""
 
     def save(self, row: int) -> Floats:
         """A copy of a row's state, [S]."""
@@ -139,6 +160,9 @@ class Runner:
         ):
             array[target] = array[source]
 
+    def _session(self, rows: int) -> onnxruntime.InferenceSession:
+        return self._few if rows < FEW_ROWS else self._many
+
     def _binding(self, rows: int, steps: int) -> onnxruntime.IOBinding:
         """The arrays bound for a run of this size, made once."""
         key = (rows, steps, self._current)
@@ -150,7 +174,7 @@ class Runner:
         return binding
 
     def _bind(self, rows: int, steps: int) -> onnxruntime.IOBinding:
-        binding = self._session.io_binding()
+        binding = self._session(rows).io_binding()
         before, after = self._states[self._current], self._states[1 - self._current]
         inputs: dict[str, NDArray[np.generic]] = {
             "pending": self.pending[:rows],
@@ -175,58 +199,64 @@ class Runner:
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         return binding
 
-    def _check_signature(self, graph: str) -> None:
-        """Refuse a graph that is not the one the manifest describes."""
-        named = {value.name: value.shape for value in self._session.get_inputs()}
-        for spec in self._specs:
-            shape = named.get(spec.input)
-            if shape is None or shape[1:] != [spec.size]:
-                raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
-        (width,) = [
-            value.shape[-1] for value in self._session.get_outputs() if value.name == "logprobs"
-        ] or [None]
-        if width != self._vocabulary:
-            raise RunnerError(f"{graph}: logprobs are over {width} tokens, not {self._vocabulary}")
+
+def _row_steps(rows: int, vocabulary: int) -> int:
+    """Rows times steps of a run at most."""
+    return max(rows, min(MAX_STEPS * rows, LOGPROBS_BYTES // (4 * vocabulary)))
 
 
-def _initial(spec: StateSpec) -> Floats:
-    return np.zeros(spec.size, np.float32) if spec.initial is None else spec.initial
+def check_signature(
+    graph: str,
+    session: onnxruntime.InferenceSession,
+    states: tuple[StateSpec, ...],
+    vocabulary: int,
+) -> None:
+    """Refuse a graph that is not the one the manifest describes. Raises RunnerError."""
+    named = {value.name: value.shape for value in session.get_inputs()}
+    for spec in states:
+        shape = named.get(spec.input)
+        if shape is None or shape[1:] != [spec.size]:
+            raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
+    (width,) = [value.shape[-1] for value in session.get_outputs() if value.name == "logprobs"] or [
+        None
+    ]
+    if width != vocabulary:
+        raise RunnerError(f"{graph}: logprobs are over {width} tokens, not {vocabulary}")
 
 
 def check_device(device: str) -> None:
     """Raise DeviceError where there is no such device."""
-    if device == "cuda" and not _has_cuda():
+    if device == "cuda" and not has_cuda():
         raise DeviceError("--device cuda: no CUDA device, or no onnxruntime that can use it")
 
 
-def _open_session(graph: Path, config: RunnerConfig) -> tuple[onnxruntime.InferenceSession, str]:
-    if config.device in ("auto", "cuda") and _has_cuda():
-        session = _session(graph, config, ["CUDAExecutionProvider", "CPUExecutionProvider"])
-        # A provider that fails to load leaves a session that runs on the CPU.
-        if session.get_providers()[0] == "CUDAExecutionProvider":
-            return session, "cuda"
-    if config.device == "cuda":
-        raise DeviceError("--device cuda: the session does not run on a CUDA device")
-    return _session(graph, config, ["CPUExecutionProvider"]), "cpu"
+def _open_sessions(
+    graph: Path, config: RunnerConfig
+) -> tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]:
+    """Sessions for few rows and for many, maybe one and the same."""
+    cores = os.cpu_count() or 1
+    threads = config.threads or min(cores, max(2, cores // 2))
+    many = few = _open_session(graph, threads)
+    if not config.threads and threads > 1 and graph.stat().st_size <= LARGEST_TWICE:
+        few = _open_session(graph, 1)
+    return few, many
 
 
-def _session(
-    graph: Path, config: RunnerConfig, providers: list[str]
-) -> onnxruntime.InferenceSession:
+def _open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = config.threads or max(1, (os.cpu_count() or 1) // 2)
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin between runs take cores from gRPC; see ARCHITECTURE.md.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(graph), options, providers=providers)
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         # onnxruntime raises types of its own that share no base class but this.
         raise RunnerError(f"{graph.name}: {str(error).splitlines()[0]}") from error
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
     """Whether a CUDA device answers, asked of the driver before onnxruntime logs errors."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return False

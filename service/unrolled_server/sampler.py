@@ -11,26 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 Uniforms = NDArray[np.float64]
+Words = NDArray[np.uint64]
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
 
-def uniforms(seed: int, first: int, count: int) -> Uniforms:
-    """The numbers for tokens `first` to `first + count`, multiples of 2**-52 in [0, 1).
+def stream(seed: int) -> np.uint64:
+    """Where the stream of a seed starts."""
+    (start,) = _mix(np.array([seed], np.uint64))
+    return np.uint64(start)
 
-    52 bits rather than 53: times the sum of a distribution, the largest still rounds to
-    less than that sum.
+
+def uniforms(starts: Words, positions: NDArray[np.int64], steps: int) -> Uniforms:
+    """The numbers of the next `steps` tokens of B sequences at `positions` [B]: [K, B].
+
+    Multiples of 2**-52 in [0, 1), from the streams that begin at `starts` [B]. 52 bits rather
+    than 53: times the sum of a distribution, the largest still rounds to less than that sum.
     """
-    start = _mix(np.array([seed], np.uint64))
-    places = np.arange(first + 1, first + 1 + count, dtype=np.uint64)
-    bits = _mix(start + places * _GAMMA)
+    places = positions.astype(np.uint64) + np.arange(1, steps + 1, dtype=np.uint64)[:, None]
+    bits = _mix(starts + places * _GAMMA)
     return (bits >> np.uint64(12)).astype(np.float64) * 2.0**-52
 
 
-def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix(words: Words) -> Words:
     words = (words ^ (words >> np.uint64(30))) * _FIRST
     words = (words ^ (words >> np.uint64(27))) * _SECOND
-    mixed: NDArray[np.uint64] = words ^ (words >> np.uint64(31))
+    mixed: Words = words ^ (words >> np.uint64(31))
     return mixed

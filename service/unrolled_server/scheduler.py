@@ -1,16 +1,11 @@
-"""Which rows run next, and for how many steps."""
+"""Which rows run next, and for how many steps at a time."""
 
 from __future__ import annotations
 
 from collections import deque
 
 from unrolled_server.row import Row
-
-MAX_STEPS = 8
-"""Steps of a run at most: what a new turn may have to wait for."""
-
-ROW_STEPS = 256
-"""Steps times rows of a run at most, where that leaves more than one step."""
+from unrolled_server.types import MAX_STEPS
 
 MAX_UNREAD = 1024
 """Tokens a reader may be behind before its row, where it draws, leaves the batch."""
@@ -26,6 +21,11 @@ class Scheduler:
         self.waiting: deque[Row] = deque()
         self.parked: list[Row] = []
         """Rows whose readers are behind."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to run; parked rows wait for a nudge."""
+        return not self.active and not self.waiting
 
     def add(self, row: Row) -> None:
         """Put a row at the end of those that wait for a place."""
@@ -43,18 +43,16 @@ class Scheduler:
         self.active.append(row)
         return row
 
-    def leave(self, place: int) -> int:
-        """Free a place; the row at the last place, whose number is returned, moves there."""
-        last = len(self.active) - 1
-        self.active[place] = self.active[last]
+    def leave(self, place: int) -> None:
+        """Free a place; the row at the last place moves there."""
+        self.active[place] = self.active[-1]
         self.active.pop()
-        return last
 
-    def is_behind(self, row: Row) -> bool:
-        """Whether a row's reader is so far behind that drawing more has no use."""
+    @staticmethod
+    def is_behind(row: Row) -> bool:
+        """Whether the reader of a row that draws is so far behind that drawing more has no use."""
         turn = row.turn
-        is_over = turn.stopping or turn.cancelled
-        return row.drawing and row.unread > MAX_UNREAD and not is_over
+        return row.unread > MAX_UNREAD and not (turn.stopping or turn.cancelled)
 
     def park(self, row: Row) -> None:
         """Keep a row out of the batch until its reader has caught up."""
@@ -79,7 +77,22 @@ class Scheduler:
             row.turn.parked = False
         self.parked = still
 
-    def steps(self) -> int:
-        """Steps of the next run: no row ends inside it, but for the sake of its text."""
-        least = min(row.steps_left for row in self.active)
-        return min(MAX_STEPS, max(1, ROW_STEPS // len(self.active)), least)
+
+class Pace:
+    """How many steps a run is to take: as many as fit into `seconds`, going by the last run."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._rows = 1
+        self._step = 0.0
+
+    def steps(self, rows: int) -> int:
+        """Steps that fit; at least one, at most MAX_STEPS."""
+        step = self._step * max(1.0, rows / self._rows)
+        if step * MAX_STEPS <= self._seconds:
+            return MAX_STEPS
+        return max(1, int(self._seconds / step))
+
+    def observe(self, rows: int, steps: int, seconds: float) -> None:
+        """A run of this size has taken `seconds`."""
+        self._rows, self._step = rows, seconds / steps

@@ -6,13 +6,12 @@ import asyncio
 import logging
 import signal
 from importlib.metadata import version
-from wsgiref.simple_server import WSGIServer
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from unrolled.v1 import (
     completion_pb2,
     completion_pb2_grpc,
@@ -27,11 +26,15 @@ from unrolled_server.engine import Delivery, Engine
 from unrolled_server.interceptor import CallInterceptor
 from unrolled_server.logs import log_event
 from unrolled_server.metrics import RpcMetrics, server_registry
+from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
 from unrolled_server.models import Models
 from unrolled_server.repository import load_models
-from unrolled_server.runner import Runner, RunnerConfig, check_device
+from unrolled_server.runner import RunnerConfig, check_device
+from unrolled_server.running import AnyRunner
+from unrolled_server.sealing import read_key_file
 from unrolled_server.services import CompletionService, ModelService, SessionService
 from unrolled_server.sessions import Sessions
+from unrolled_server.snapshots import Snapshots
 from unrolled_server.turns import TurnLimits, Turns
 from unrolled_server.vocabulary import Vocabulary
 
@@ -66,9 +69,11 @@ class BindError(Exception):
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way.
 
-    Raises DeviceError where the device is not there, BindError where a port is taken.
+    Raises DeviceError where the device is not there, BindError where a port is taken,
+    KeyFileError.
     """
     check_device(config.device)
+    sealer = None if config.seal_key_file is None else read_key_file(config.seal_key_file)
     stopping = _stop_signal()
     models = _load(config)
     sessions = Sessions(config.max_sessions, config.session_ttl)
@@ -76,11 +81,11 @@ async def serve(config: Config) -> None:
         config.max_tokens, config.max_prompt_bytes, config.max_rows + config.max_waiting
     )
     turns = Turns(models, sessions, limits)
-    registry = server_registry(models, sessions)
+    registry = server_registry(models, sessions, config.max_rows, config.max_waiting)
     checks = health.HealthServicer()
-    server = _server(config, turns, registry, checks)
+    server = _server(config, turns, Snapshots(sessions, models, sealer), registry, checks)
     port = _bind(server, config.host, config.port)
-    metrics, metrics_port = _serve_metrics(config, registry)
+    metrics = _serve_metrics(config, registry)
     await server.start()
     await _set_health(checks, any(models.ready()))
     log_event(
@@ -89,7 +94,7 @@ async def serve(config: Config) -> None:
         "serving",
         version=version("unrolled"),
         grpc=_address(config.host, port),
-        metrics=f"http://{_address(config.host, metrics_port)}/metrics",
+        metrics=f"http://{_address(config.host, metrics.port)}{PATH}",
         models=sum(1 for _ in models.ready()),
     )
     if not any(models.ready()):
@@ -103,7 +108,7 @@ async def serve(config: Config) -> None:
     expiry.cancel()
     for model in models.ready():
         model.engine.close()
-    metrics.shutdown()
+    metrics.close()
     log_event(logger, logging.INFO, "stopped")
 
 
@@ -111,7 +116,7 @@ def _load(config: Config) -> Models:
     delivery = Delivery(config.flush_tokens, config.flush_interval)
     loop = asyncio.get_running_loop()
 
-    def start_engine(label: str, runner: Runner, vocabulary: Vocabulary) -> Engine:
+    def start_engine(label: str, runner: AnyRunner, vocabulary: Vocabulary) -> Engine:
         engine = Engine(label, runner, vocabulary, config.max_rows, delivery, loop)
         engine.start()
         return engine
@@ -121,14 +126,18 @@ def _load(config: Config) -> Models:
 
 
 def _server(
-    config: Config, turns: Turns, registry: CollectorRegistry, checks: health.HealthServicer
+    config: Config,
+    turns: Turns,
+    snapshots: Snapshots,
+    registry: CollectorRegistry,
+    checks: health.HealthServicer,
 ) -> grpc.aio.Server:
     interceptor = CallInterceptor(RpcMetrics(registry))
     server = grpc.aio.server(interceptors=[interceptor], options=OPTIONS)
     completions = CompletionService(turns, config.write_timeout)
     completion_pb2_grpc.add_CompletionServiceServicer_to_server(completions, server)
     session_pb2_grpc.add_SessionServiceServicer_to_server(
-        SessionService(turns.sessions, turns.models), server
+        SessionService(turns.sessions, turns.models, snapshots), server
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(turns.models), server)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -151,12 +160,11 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _serve_metrics(config: Config, registry: CollectorRegistry) -> tuple[WSGIServer, int]:
+def _serve_metrics(config: Config, registry: CollectorRegistry) -> MetricsEndpoint:
     try:
-        server, _ = start_http_server(config.metrics_port, config.host, registry)
+        return MetricsEndpoint(config.host, config.metrics_port, registry)
     except OSError as error:
         raise BindError(f"--metrics-port {config.metrics_port}: {error.strerror}") from error
-    return server, server.server_port
 
 
 def _stop_signal() -> asyncio.Event:

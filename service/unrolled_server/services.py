@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
 import grpc.aio
-from google.protobuf import message
 from unrolled.v1 import (
     completion_pb2,
     completion_pb2_grpc,
@@ -18,20 +16,31 @@ from unrolled.v1 import (
 )
 
 from unrolled_server.conversation import Conversation
-from unrolled_server.errors import InvalidField, SlowReader
+from unrolled_server.errors import InvalidField
 from unrolled_server.models import Models
+from unrolled_server.recording import (
+    Recording,
+    recorded_deltas,
+    recorded_outcome,
+    recorded_response,
+    response,
+)
 from unrolled_server.scoring import Scores
 from unrolled_server.sessions import Sessions
+from unrolled_server.snapshots import Snapshots
 from unrolled_server.turns import Turns
 from unrolled_server.wire import (
     check_answer_size,
     complete_turn,
     delta_message,
+    export_message,
     idle_ttl,
     outcome_message,
     score_turn,
     session_message,
+    snapshot_ttl,
 )
+from unrolled_server.writing import Writer
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -44,43 +53,47 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
 
     def __init__(self, turns: Turns, write_timeout: float) -> None:
         self._turns = turns
-        self._write_timeout = write_timeout
+        self._writer = Writer(write_timeout)
 
     async def Complete(
         self, request: completion_pb2.CompleteRequest, context: Context
     ) -> completion_pb2.CompleteResponse:
-        response = completion_pb2.CompleteResponse()
-        texts = []
         asked = complete_turn(request)
-        beginning = self._turns.begin(asked)
+        if (answer := self._turns.answered(asked)) is not None:
+            return recorded_response(answer)
+        recording = Recording(asked.key, whole=True)
+        beginning = self._turns.begin(asked, recording.answer)
         remedy = "use StreamComplete, or ask for fewer"
         check_answer_size(beginning.max_tokens, asked.logprobs, beginning.model.vocabulary, remedy)
         async with beginning as turn:
             async for delta in turn:
-                part = delta_message(delta, turn.model.vocabulary)
-                texts.append(part.text)
-                response.token_ids.extend(part.token_ids)
-                response.logprobs.extend(part.logprobs)
-        response.text = "".join(texts)
-        response.outcome.CopyFrom(outcome_message(turn.outcome))
-        return response
+                recording.add(delta_message(delta, turn.model.vocabulary))
+        return response(recording.said(), outcome_message(turn.outcome))
 
     # grpc.aio takes coroutines that write to the context for streams; the stubs' types do not.
     async def StreamComplete(  # type: ignore[override]
         self, request: completion_pb2.CompleteRequest, context: Context
     ) -> None:
         event = completion_pb2.CompleteEvent
-        async with self._turns.begin(complete_turn(request)) as turn:
+        asked = complete_turn(request)
+        if (answer := self._turns.answered(asked)) is not None:
+            for part in recorded_deltas(answer):
+                await self._writer.write(context, event(delta=part))
+            await self._writer.write(context, event(outcome=recorded_outcome(answer)))
+            return
+        recording = Recording(asked.key)
+        async with self._turns.begin(asked, recording.answer) as turn:
             async for delta in turn:
                 part = delta_message(delta, turn.model.vocabulary)
-                await self._write(context, event(delta=part))
-        await self._write(context, event(outcome=outcome_message(turn.outcome)))
+                recording.add(part)
+                await self._writer.write(context, event(delta=part))
+        await self._writer.write(context, event(outcome=outcome_message(turn.outcome)))
 
     async def Converse(  # type: ignore[override]
         self, requests: AsyncIterator[completion_pb2.ConverseRequest], context: Context
     ) -> None:
         async def send(response: completion_pb2.ConverseResponse) -> None:
-            await self._write(context, response)
+            await self._writer.write(context, response)
 
         await Conversation(self._turns, send).run(requests)
 
@@ -96,23 +109,14 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
                 scores.add(delta, turn.model.vocabulary)
         return scores.response(turn.model.label)
 
-    async def _write(self, context: Context, response: message.Message) -> None:
-        try:
-            async with asyncio.timeout(self._write_timeout):
-                await context.write(response)
-        except TimeoutError as error:
-            raise SlowReader(self._write_timeout) from error
-        except grpc.aio.InternalError as error:
-            # The caller is gone, and the cancellation that says so is on its way.
-            raise asyncio.CancelledError from error
-
 
 class SessionService(session_pb2_grpc.SessionServiceServicer):
     """Sessions as resources."""
 
-    def __init__(self, sessions: Sessions, models: Models) -> None:
+    def __init__(self, sessions: Sessions, models: Models, snapshots: Snapshots) -> None:
         self._sessions = sessions
         self._models = models
+        self._snapshots = snapshots
 
     async def CreateSession(
         self, request: session_pb2.CreateSessionRequest, context: Context
@@ -147,6 +151,18 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         seed = request.seed if request.HasField("seed") else None
         session = self._sessions.fork(_needed("name", request.name), seed)
         return session_pb2.ForkSessionResponse(session=session_message(session))
+
+    async def ExportSession(
+        self, request: session_pb2.ExportSessionRequest, context: Context
+    ) -> session_pb2.ExportSessionResponse:
+        name = _needed("name", request.name)
+        return export_message(self._snapshots.export(name, snapshot_ttl(request)))
+
+    async def ImportSession(
+        self, request: session_pb2.ImportSessionRequest, context: Context
+    ) -> session_pb2.ImportSessionResponse:
+        session = self._snapshots.restore(request.snapshot, idle_ttl(request))
+        return session_pb2.ImportSessionResponse(session=session_message(session))
 
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Context

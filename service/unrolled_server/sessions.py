@@ -19,12 +19,19 @@ from itertools import islice
 
 import numpy as np
 
-from unrolled_server.errors import InvalidField, SessionBusy, SessionNotFound, TooManySessions
+from unrolled_server.answers import Answer, find, with_answer
+from unrolled_server.errors import (
+    AnswerNotKept,
+    InvalidField,
+    SessionBusy,
+    SessionNotFound,
+    TooManySessions,
+)
 from unrolled_server.models import ServedModel
 from unrolled_server.records import NEVER, NONE, Block, Records
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_name
 from unrolled_server.states import StateSlabs
-from unrolled_server.types import Checkpoint, Floats
+from unrolled_server.types import Checkpoint, Floats, RequestKey
 
 MAX_ENDED = 500
 """Sessions that one round of expiry ends: the event loop waits for it."""
@@ -106,6 +113,8 @@ class Sessions:
     def __init__(self, limit: int, idle_ttl: float, clock: Callable[[], float] = time.time) -> None:
         self.limit = limit
         self.ended: Counter[str] = Counter({"deleted": 0, "expired": 0})
+        self.replays = 0
+        """Turns answered from the record."""
         self._idle_ttl = idle_ttl
         self._clock = clock
         self._count = 0
@@ -114,6 +123,7 @@ class Sessions:
         self._numbers: dict[ServedModel, int] = {}
         # By row, and only of those rows that have any.
         self._partials: dict[int, bytes] = {}
+        self._answers: dict[int, bytes] = {}
         self._holders: dict[int, Callable[[], None]] = {}
 
     def count(self, model: ServedModel) -> int:
@@ -179,10 +189,18 @@ class Sessions:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
         parent = self.get(name)
         past = self.checkpoint(parent)
-        child = self.create(parent.model, parent.seed if seed is None else seed, parent.idle_ttl)
-        self._replace(child, past)
+        seed = parent.seed if seed is None else seed
+        child = self.restore(parent.model, past, seed, parent.idle_ttl)
         self.touch(parent)
         return child
+
+    def restore(
+        self, model: ServedModel, past: Checkpoint, seed: int, idle_ttl: float | None
+    ) -> Session:
+        """A new session that stands where another one stood. Raises TooManySessions."""
+        session = self.create(model, seed, idle_ttl)
+        self._replace(session, past)
+        return session
 
     def delete(self, name: str) -> None:
         """End a session, and the turn it has under way. Raises SessionNotFound."""
@@ -221,10 +239,31 @@ class Sessions:
             None if previous == NONE else previous,
         )
 
-    def commit(self, session: Session, checkpoint: Checkpoint) -> None:
-        """Move a session to where its turn ended. Raises SessionNotFound where it has ended."""
+    def answer(self, session: Session, key: RequestKey) -> Answer | None:
+        """The answer on record to this request; None: its turn is not on record.
+
+        Raises RequestIdReused, AnswerNotKept, SessionNotFound.
+        """
+        session.living()
+        answer = find(self._answers.get(session.row, b""), key)
+        if answer is not None:
+            if not answer.is_kept:
+                raise AnswerNotKept(session.name, session.position)
+            self.replays += 1
+        return answer
+
+    def commit(
+        self, session: Session, checkpoint: Checkpoint, answer: Answer | None = None
+    ) -> None:
+        """Move a session to where its turn ended, and record the answer if there is to be one.
+
+        Raises SessionNotFound where it has ended.
+        """
         session.living()
         self._replace(session, checkpoint)
+        if answer is not None:
+            record = self._answers.get(session.row, b"")
+            self._answers[session.row] = with_answer(record, answer)
         self.touch(session)
 
     def touch(self, session: Session) -> None:
@@ -284,6 +323,7 @@ class Sessions:
             of.slabs.free(block.slots[index])
         of.count -= 1
         self._partials.pop(row, None)
+        self._answers.pop(row, None)
         self._records.free(row)
         self._count -= 1
         self.ended[reason] += 1

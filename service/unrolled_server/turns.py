@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 
+from unrolled_server.answers import Answer
 from unrolled_server.errors import (
     Draining,
     InvalidField,
@@ -41,6 +43,9 @@ from unrolled_server.vocabulary import UnknownSymbol
 
 FRESH = Checkpoint(None, None, 0)
 
+Record: TypeAlias = Callable[[Outcome], Answer | None]
+"""What goes on the session's record when a turn has ended so."""
+
 
 @dataclass(frozen=True)
 class TurnLimits:
@@ -65,8 +70,10 @@ class ActiveTurn:
         session: Session | None,
         task: Task,
         reads_only: bool,
+        record: Record | None,
     ) -> None:
         self.model = model
+        self._record = record
         self._turns = turns
         self._read = session if reads_only else None
         self._session = None if reads_only else session
@@ -128,12 +135,12 @@ class ActiveTurn:
             yield message
 
     def _commit(self, ending: Ending) -> None:
-        task = self._turn.task
-        name = ""
+        name = "" if self._session is None else self._session.name
+        outcome = Outcome(ending, name, self.model.label, self._turn.task.sampling.seed)
         if self._session is not None:
-            self._turns.sessions.commit(self._session, ending.checkpoint)
-            name = self._session.name
-        self._outcome = Outcome(ending, name, self.model.label, task.sampling.seed)
+            answer = None if self._record is None else self._record(outcome)
+            self._turns.sessions.commit(self._session, ending.checkpoint, answer)
+        self._outcome = outcome
 
     def _end_with_session(self) -> None:
         """The session is deleted while its turn is under way."""
@@ -167,9 +174,20 @@ class Turns:
         else:
             self._idle.set()
 
-    def begin(self, request: TurnRequest) -> ActiveTurn:
+    def answered(self, request: TurnRequest) -> Answer | None:
+        """The answer on record where the turn was committed before; None: it is to be run.
+
+        Comes before `begin`, which compares the position that this very turn has moved.
+        Raises ServerError where the request cannot be served.
+        """
+        if request.key is None or not request.session:
+            return None
+        return self.sessions.answer(self._session(request), request.key)
+
+    def begin(self, request: TurnRequest, record: Record | None = None) -> ActiveTurn:
         """Make a turn of a request; it starts when its context is entered.
 
+        On a session, what `record` says of the outcome is recorded together with the commit.
         Raises ServerError where the request cannot be served; nothing has changed then.
         """
         if self.draining.is_set():
@@ -179,7 +197,7 @@ class Turns:
             raise Overloaded(self._limits.turns_per_model)
         start = FRESH if session is None else self.sessions.checkpoint(session)
         task = self._task(request, model, session, start)
-        return ActiveTurn(self, model, session, task, request.reads_only)
+        return ActiveTurn(self, model, session, task, request.reads_only, record)
 
     def _resolve(self, request: TurnRequest) -> tuple[ServedModel, Session | None]:
         if not request.session:
@@ -187,15 +205,21 @@ class Turns:
                 raise InvalidField("model", "a model or a session is needed")
             if request.expected_position is not None:
                 raise InvalidField("expected_position", "needs a session")
+            if request.key is not None:
+                raise InvalidField("request_id", "needs a session")
             return self.models.model(request.model), None
+        session = self._session(request)
+        expected = request.expected_position
+        if expected is not None and expected != session.position:
+            raise PositionMismatch(session.name, session.position, expected)
+        return session.model, session
+
+    def _session(self, request: TurnRequest) -> Session:
         session = self.sessions.get(request.session)
         model = session.model
         if request.model not in ("", model.name, model.label):
             raise InvalidField("model", f"the session is of {model.label}, not {request.model}")
-        expected = request.expected_position
-        if expected is not None and expected != session.position:
-            raise PositionMismatch(session.name, session.position, expected)
-        return model, session
+        return session
 
     def _task(
         self, request: TurnRequest, model: ServedModel, session: Session | None, start: Checkpoint

@@ -14,6 +14,8 @@ Floats = NDArray[np.float32]
 
 
 DEFAULT_MAX_TOKENS = 256
+MAX_STEPS = 16
+"""Steps of a run at most."""
 
 
 class FinishReason(Enum):
@@ -42,6 +44,15 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestKey:
+    """What a turn that may be repeated is known by within its session."""
+
+    request_id: str
+    payload: bytes
+    """SHA-256 of everything else that was asked, 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class TurnRequest:
     """What a caller asks of one turn, checked but for what only the model can tell."""
 
@@ -61,6 +72,8 @@ class TurnRequest:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     expected_position: int | None = None
+    key: RequestKey | None = None
+    """None: the turn is not recorded."""
     scores: bool = False
     """Log-probabilities are of the told tokens rather than of the drawn ones."""
     reads_only: bool = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -10,20 +12,23 @@ from unrolled.v1 import completion_pb2, session_pb2
 
 from unrolled_server.errors import InvalidField, NotImplementedYet
 from unrolled_server.sessions import Session
-from unrolled_server.types import Delta, Logprobs, Outcome, TurnRequest
+from unrolled_server.snapshots import Export
+from unrolled_server.types import Delta, Logprobs, Outcome, RequestKey, TurnRequest
 from unrolled_server.vocabulary import Vocabulary
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
+MAX_REQUEST_ID = 128
 ANSWER_BYTES = 15 << 20
 """Log-probabilities in one message: what is left of 16 MiB is for the text and its tokens."""
 MAX_TTL_SECONDS = 3650 * 86400
+NO_PAYLOAD = frozenset({"request_id", "session", "model"})
+"""Fields that say which turn it is, and where it runs: in a stream, `open` says that."""
 
 
 def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
-    """The turn that a CompleteRequest asks for. Raises InvalidField, NotImplementedYet."""
-    _refuse_request_id(message.request_id)
+    """The turn that a CompleteRequest asks for. Raises InvalidField."""
     field = message.WhichOneof("input")
     tell: str | Sequence[int] | None = None
     if field == "prompt":
@@ -46,6 +51,7 @@ def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
         stop=_stops(message.stop),
         logprobs=_logprobs(message),
         expected_position=_expected_position(message),
+        key=_key("complete", message),
     )
 
 
@@ -70,7 +76,6 @@ def feed_turn(
     message: completion_pb2.ConverseRequest.Feed, session: str, scores: bool
 ) -> TurnRequest:
     """The turn of a feed or score command. Raises InvalidField, NotImplementedYet."""
-    _refuse_request_id(message.request_id)
     if message.HasField("logprobs") and not scores:
         raise NotImplementedYet("logprobs")
     field = message.WhichOneof("input")
@@ -84,6 +89,7 @@ def feed_turn(
         max_tokens=0,
         logprobs=(_logprobs(message) or 0) if scores else None,
         expected_position=_expected_position(message),
+        key=_key("score" if scores else "feed", message),
         scores=scores,
     )
 
@@ -183,18 +189,35 @@ def session_message(session: Session) -> session_pb2.Session:
     )
 
 
-def idle_ttl(message: session_pb2.CreateSessionRequest) -> float | None:
-    """Seconds of idle time after which the session ends; None: the server's default."""
-    if not message.HasField("idle_ttl"):
-        return None
-    seconds = _seconds(message.idle_ttl)
+def idle_ttl(
+    message: session_pb2.CreateSessionRequest | session_pb2.ImportSessionRequest,
+) -> float | None:
+    """Seconds of idle time after which the session ends; None: the server's default.
+
+    Raises InvalidField.
+    """
+    return _lifetime("idle_ttl", message.idle_ttl) if message.HasField("idle_ttl") else None
+
+
+def snapshot_ttl(message: session_pb2.ExportSessionRequest) -> float | None:
+    """Seconds for which the snapshot can be imported; None: for ever. Raises InvalidField."""
+    return _lifetime("ttl", message.ttl) if message.HasField("ttl") else None
+
+
+def export_message(export: Export) -> session_pb2.ExportSessionResponse:
+    """A sealed snapshot as it is sent."""
+    return session_pb2.ExportSessionResponse(
+        snapshot=export.sealed,
+        session=session_message(export.session),
+        expire_time=None if export.expires is None else _timestamp(export.expires),
+    )
+
+
+def _lifetime(field: str, duration: duration_pb2.Duration) -> float:
+    seconds: float = duration.seconds + duration.nanos / 1e9
     if not 0 < seconds <= MAX_TTL_SECONDS:
-        raise InvalidField("idle_ttl", f"{seconds:g} s is not in (0, {MAX_TTL_SECONDS}] s")
+        raise InvalidField(field, f"{seconds:g} s is not in (0, {MAX_TTL_SECONDS}] s")
     return seconds
-
-
-def _seconds(duration: duration_pb2.Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9
 
 
 def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
@@ -202,9 +225,24 @@ def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
     return timestamp_pb2.Timestamp(seconds=int(whole), nanos=int(part * 1e9))
 
 
-def _refuse_request_id(request_id: str) -> None:
-    if request_id:
-        raise NotImplementedYet("request_id")
+def _key(
+    command: str, message: completion_pb2.CompleteRequest | completion_pb2.ConverseRequest.Feed
+) -> RequestKey | None:
+    """What a repetition of the turn is known by; None where it has no request_id.
+
+    The payload is hashed as it was asked, before defaults and limits are applied: those may be
+    others after a restart. Its form is that of this version of the server.
+    """
+    if not message.request_id:
+        return None
+    if len(message.request_id) > MAX_REQUEST_ID:
+        problem = f"{len(message.request_id)} characters are over the limit {MAX_REQUEST_ID}"
+        raise InvalidField("request_id", problem)
+    payload = copy.deepcopy(message)
+    for field in NO_PAYLOAD.intersection(payload.DESCRIPTOR.fields_by_name):
+        payload.ClearField(field)
+    asked = command.encode() + b"\0" + payload.SerializeToString(deterministic=True)
+    return RequestKey(message.request_id, hashlib.sha256(asked).digest())
 
 
 def _optional(message: completion_pb2.CompleteRequest, field: str, default: float) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.generator import Generator
-from bench.models import ModelCache
+if TYPE_CHECKING:
+    from bench.generator import Generator
+    from bench.models import ModelCache
 
 
 @dataclass(frozen=True)

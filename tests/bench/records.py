@@ -6,9 +6,10 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.figure import Result
+if TYPE_CHECKING:
+    from bench.figure import Result
 
 
 class Records:

@@ -111,7 +111,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: str) -> Iterator[Terminal]:
+def terminal(*arguments: str, **variables: str) -> Iterator[Terminal]:
     master, slave = pty.openpty()
     _keep_output_at_interrupts(slave)
     with subprocess.Popen(
@@ -119,7 +119,7 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
         stdin=slave,
         stdout=slave,
         stderr=slave,
-        env=environment(),
+        env=environment(**variables),
         start_new_session=True,
     ) as process:
         os.close(slave)

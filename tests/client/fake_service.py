@@ -1,7 +1,8 @@
 """A server in this process that speaks the contract and records what it hears.
 
 It draws the same text in every turn and counts characters as tokens; sessions are real enough to
-be created, advanced, forked, listed in pages and deleted. Tests read `received` and set the rest.
+be created, advanced, forked, exported, imported, listed in pages and deleted. Tests read
+`received` and set the rest.
 """
 
 from __future__ import annotations
@@ -54,10 +55,14 @@ from unrolled.v1.session_pb2 import (
     CreateSessionResponse,
     DeleteSessionRequest,
     DeleteSessionResponse,
+    ExportSessionRequest,
+    ExportSessionResponse,
     ForkSessionRequest,
     ForkSessionResponse,
     GetSessionRequest,
     GetSessionResponse,
+    ImportSessionRequest,
+    ImportSessionResponse,
     ListSessionsRequest,
     ListSessionsResponse,
     Session,
@@ -204,6 +209,21 @@ class FakeService(CompletionServiceServicer, SessionServiceServicer, ModelServic
         self._hear(request, context)
         parent = self._session(request.name, context)
         return ForkSessionResponse(session=self._new_session(parent.position))
+
+    def ExportSession(
+        self, request: ExportSessionRequest, context: grpc.ServicerContext
+    ) -> ExportSessionResponse:
+        self._hear(request, context)
+        session = self._session(request.name, context)
+        # Not text, so that whoever treats it as such is noticed.
+        return ExportSessionResponse(snapshot=b"\xff\0\r\n%d" % session.position, session=session)
+
+    def ImportSession(
+        self, request: ImportSessionRequest, context: grpc.ServicerContext
+    ) -> ImportSessionResponse:
+        self._hear(request, context)
+        position = int(request.snapshot.removeprefix(b"\xff\0\r\n"))
+        return ImportSessionResponse(session=self._new_session(position))
 
     def DeleteSession(
         self, request: DeleteSessionRequest, context: grpc.ServicerContext

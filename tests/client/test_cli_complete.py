@@ -23,8 +23,9 @@ def test_prompt_and_completion_are_printed_unchanged(fake: FakeService) -> None:
 def test_options_reach_the_server(fake: FakeService) -> None:
     fake.add_session("sessions/a", position=3)
     options = "--session sessions/a --max-tokens 5 --temperature 0 --top-k 3 --top-p 0.5"
-    more = "--min-p 0.25 --seed 18446744073709551615 --logprobs 0 --no-echo --stop END --stop"
-    done = run("complete", "--server", fake.target, "a", *options.split(), *more.split(), "\n")
+    more = "--min-p 0.25 --seed 18446744073709551615 --logprobs 0 --no-echo --request-id once"
+    stops = ("--stop", "END", "--stop", "\n")
+    done = run("complete", "--server", fake.target, "a", *options.split(), *more.split(), *stops)
 
     assert (done.stdout, done.returncode) == ("To be", 0)
     assert fake.received == [
@@ -38,6 +39,7 @@ def test_options_reach_the_server(fake: FakeService) -> None:
             min_p=0.25,
             seed=2**64 - 1,
             logprobs=0,
+            request_id="once",
             stop=["END", "\n"],
         )
     ]

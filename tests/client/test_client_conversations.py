@@ -21,9 +21,14 @@ BUSY = failure(grpc.StatusCode.ABORTED, "busy", "SESSION_BUSY")
 
 COMMANDS = [
     ConverseRequest(command_id="1", open=ConverseRequest.Open(model="tiny", seed=0)),
-    ConverseRequest(command_id="2", feed=ConverseRequest.Feed(text="ab", expected_position=0)),
+    ConverseRequest(
+        command_id="2",
+        feed=ConverseRequest.Feed(text="ab", expected_position=0, request_id="first"),
+    ),
     ConverseRequest(command_id="3", complete=CompleteRequest(prompt="c", max_tokens=5)),
-    ConverseRequest(command_id="4", score=ConverseRequest.Feed(text="de", logprobs=0)),
+    ConverseRequest(
+        command_id="4", score=ConverseRequest.Feed(text="de", logprobs=0, request_id="last")
+    ),
     ConverseRequest(command_id="5", stop=ConverseRequest.Stop()),
 ]
 EVENTS = [
@@ -41,9 +46,9 @@ def test_commands_and_their_events(fake: FakeService, client: Client) -> None:
     with client.converse() as conversation:
         ids = [
             conversation.open("tiny", seed=0),
-            conversation.feed("ab", expected_position=0),
+            conversation.feed("ab", expected_position=0, request_id="first"),
             conversation.complete("c", max_tokens=5),
-            conversation.score("de", logprobs=0),
+            conversation.score("de", logprobs=0, request_id="last"),
             conversation.stop(),
         ]
         conversation.close()
@@ -60,9 +65,9 @@ async def test_asyncio_commands_and_their_events(
 ) -> None:
     async with async_client.converse() as conversation:
         await conversation.open("tiny", seed=0)
-        await conversation.feed("ab", expected_position=0)
+        await conversation.feed("ab", expected_position=0, request_id="first")
         await conversation.complete("c", max_tokens=5)
-        await conversation.score("de", logprobs=0)
+        await conversation.score("de", logprobs=0, request_id="last")
         await conversation.stop()
         await conversation.close()
         events = [event async for event in conversation]

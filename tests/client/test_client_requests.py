@@ -22,6 +22,7 @@ EVERY_OPTION = CompletionOptions(
     stop=["\n", "END"],
     logprobs=0,
     expected_position=0,
+    request_id="once",
 )
 EVERY_FIELD = CompleteRequest(
     model="tiny",
@@ -36,6 +37,7 @@ EVERY_FIELD = CompleteRequest(
     stop=["\n", "END"],
     logprobs=0,
     expected_position=0,
+    request_id="once",
 )
 
 
@@ -91,7 +93,7 @@ def test_one_stop_string_may_stand_alone(fake: FakeService, client: Client) -> N
     ("call", "names"),
     [
         (lambda client: client.complete(b"ROMEO:", model="tiny"), "token ids"),
-        (lambda client: client.complete("a", model="tiny", request_id="x"), "request_id"),
+        (lambda client: client.complete("a", model="tiny", request="x"), "request"),
         (lambda client: client.stream("a", model="tiny", max_token=1), "max_token"),
     ],
 )

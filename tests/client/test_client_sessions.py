@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import grpc
 import pytest
 from client.fake_service import FakeService, failure
@@ -10,8 +12,10 @@ from unrolled.v1.completion_pb2 import CompleteRequest, ScoreRequest
 from unrolled.v1.session_pb2 import (
     CreateSessionRequest,
     DeleteSessionRequest,
+    ExportSessionRequest,
     ForkSessionRequest,
     GetSessionRequest,
+    ImportSessionRequest,
     ListSessionsRequest,
 )
 
@@ -34,13 +38,19 @@ def test_every_turn_starts_where_the_last_one_ended(fake: FakeService, client: C
         assert "".join(delta.text for delta in stream) == "To be"
         assert session.position == 13
 
-        assert session.feed("de", expected_position=13).position == 15
+        assert session.feed("de", expected_position=13, request_id="a").position == 15
         assert session.position == 15
 
     assert fake.heard(CompleteRequest) == [
         CompleteRequest(session="sessions/1", prompt="ab"),
         CompleteRequest(session="sessions/1", prompt="c", max_tokens=5),
-        CompleteRequest(session="sessions/1", prompt="de", max_tokens=0, expected_position=13),
+        CompleteRequest(
+            session="sessions/1",
+            prompt="de",
+            max_tokens=0,
+            expected_position=13,
+            request_id="a",
+        ),
     ]
 
 
@@ -78,6 +88,31 @@ def test_with_deletes_a_fork_and_leaves_the_parent(fake: FakeService, client: Cl
 
     assert fake.heard(ForkSessionRequest) == [ForkSessionRequest(name="sessions/a", seed=0)]
     assert list(fake.sessions) == ["sessions/a"]
+
+
+def test_a_session_goes_on_from_a_snapshot(fake: FakeService, client: Client) -> None:
+    fake.add_session("sessions/a", position=3)
+    snapshot = client.session("sessions/a").export()
+    with client.import_session(snapshot) as session:
+        assert (session.name, session.position) == ("sessions/1", 3)
+        session.feed("ab")
+        assert session.position == 5
+
+    assert list(fake.sessions) == ["sessions/a"]
+    assert fake.heard(ExportSessionRequest) == [ExportSessionRequest(name="sessions/a")]
+    assert fake.heard(ImportSessionRequest) == [ImportSessionRequest(snapshot=snapshot)]
+
+
+@pytest.mark.parametrize("ttl", [90, 90.0, timedelta(minutes=1, seconds=30)])
+def test_lifetimes_of_snapshots_and_what_is_made_of_them(
+    fake: FakeService, client: Client, ttl: float | timedelta
+) -> None:
+    fake.add_session("sessions/a")
+    client.import_session(client.session("sessions/a").export(ttl=ttl), idle_ttl=ttl)
+
+    (exported,) = fake.heard(ExportSessionRequest)
+    (imported,) = fake.heard(ImportSessionRequest)
+    assert exported.ttl.ToTimedelta() == imported.idle_ttl.ToTimedelta() == timedelta(seconds=90)
 
 
 def test_with_leaves_an_attached_session_alone(fake: FakeService, client: Client) -> None:
@@ -183,6 +218,20 @@ async def test_asyncio_forks_are_deleted_and_parents_kept(
     kept = await parent.fork(seed=4)
 
     assert [session.name async for session in async_client.sessions()] == [parent.name, kept.name]
+
+
+async def test_asyncio_snapshots(fake: FakeService, async_client: AsyncClient) -> None:
+    fake.add_session("sessions/a", position=3)
+    snapshot = await (await async_client.session("sessions/a")).export(ttl=90)
+    async with async_client.import_session(snapshot, idle_ttl=60) as session:
+        assert (session.name, session.position) == ("sessions/1", 3)
+    kept = await async_client.import_session(snapshot)
+
+    assert list(fake.sessions) == ["sessions/a", kept.name]
+    (exported,) = fake.heard(ExportSessionRequest)
+    assert (exported.name, exported.ttl.seconds) == ("sessions/a", 90)
+    first, second = fake.heard(ImportSessionRequest)
+    assert (first.idle_ttl.seconds, second.HasField("idle_ttl")) == (60, False)
 
 
 async def test_asyncio_attached_sessions_are_left_alone(

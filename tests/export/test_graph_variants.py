@@ -24,7 +24,7 @@ from support.networks import (
     some_tokens,
     starts,
 )
-from unrolled_export import parity, step_graph
+from unrolled_export import cells, parity
 from unrolled_export.building import Build, build, check
 from unrolled_export.manifest import weights_sha256
 from unrolled_export.network import Activation, Cell, Gate, Network, Stage
@@ -120,7 +120,7 @@ def test_both_graphs_compute_what_the_variant_says(
 
 @pytest.mark.parametrize("cell", [Cell.LSTM, Cell.GRU])
 def test_a_network_too_large_for_a_table(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_graph, "LARGEST_TABLE", 0)
+    monkeypatch.setattr(cells, "LARGEST_TABLE", 0)
     assert_graphs_agree(build(network(cell), Precision.FP32), some_tokens(3, 31))
 
 

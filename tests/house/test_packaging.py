@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import requires
+from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
@@ -14,13 +14,20 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "requirements"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+HERE = {each.metadata["Name"] for each in distributions()}
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 
 
-def pins(*names: str) -> dict[str, Requirement]:
-    lines = [line for name in names for line in (REQUIREMENTS / name).read_text().splitlines()]
-    parsed = [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
-    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+def pins(name: str) -> dict[str, Requirement]:
+    """What a file of requirements pins, with the files that it names."""
+    pinned: dict[str, Requirement] = {}
+    for line in (REQUIREMENTS / name).read_text().splitlines():
+        if line.startswith("-r "):
+            pinned |= pins(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            requirement = Requirement(line)
+            pinned[canonicalize_name(requirement.name)] = requirement
+    return pinned
 
 
 def needed(distribution: str) -> set[str]:
@@ -30,7 +37,7 @@ def needed(distribution: str) -> set[str]:
     return {canonicalize_name(requirement.name) for requirement in applicable}
 
 
-@pytest.mark.parametrize("name", ["serve.txt", "test.txt", "stubs.txt"])
+@pytest.mark.parametrize("name", [file.name for file in REQUIREMENTS.glob("*.txt")])
 def test_every_requirement_is_one_exact_version(name: str) -> None:
     exact = re.compile(r"==[^*,]+$")
     assert [str(pin) for pin in pins(name).values() if not exact.match(str(pin.specifier))] == []
@@ -38,7 +45,7 @@ def test_every_requirement_is_one_exact_version(name: str) -> None:
 
 @pytest.mark.parametrize(
     "declared",
-    [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["export"]],
+    [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["export"], *EXTRAS["top"]],
 )
 def test_what_the_project_needs_is_pinned_within_its_bounds(declared: str) -> None:
     wanted = Requirement(declared)
@@ -46,13 +53,39 @@ def test_what_the_project_needs_is_pinned_within_its_bounds(declared: str) -> No
     assert wanted.specifier.contains(version.version)
 
 
-@pytest.mark.parametrize("names", [["serve.txt"], ["serve.txt", "test.txt"]])
-def test_what_a_pinned_package_needs_is_pinned_too(names: list[str]) -> None:
-    pinned = pins(*names)
-    here = [name for name, pin in pinned.items() if pin.marker is None or pin.marker.evaluate()]
+@pytest.mark.parametrize("name", ["server.txt", "serve.txt", "test.txt"])
+def test_what_a_pinned_package_needs_is_pinned_too(name: str) -> None:
+    pinned = pins(name)
+    here = [each for each, pin in pinned.items() if pin.marker is None or pin.marker.evaluate()]
     assert {
-        name: needed(name) - pinned.keys() for name in here if needed(name) - pinned.keys()
+        each: needed(each) - pinned.keys() for each in here if needed(each) - pinned.keys()
     } == {}
+
+
+@pytest.mark.parametrize(("image", "runtime"), [("cpu", "onnxruntime"), ("gpu", "onnxruntime-gpu")])
+def test_an_image_has_what_the_server_needs_and_the_same_onnxruntime(
+    image: str, runtime: str
+) -> None:
+    pinned, here = pins(f"{image}.txt"), pins("serve.txt")
+    wanted = [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["tokenizers"], *EXTRAS["top"]]
+    names = {canonicalize_name(Requirement(line).name) for line in wanted}
+    other = {"onnxruntime", "onnxruntime-gpu"} - {runtime}
+    assert names - pinned.keys() == other
+    assert pinned[runtime].specifier == here[runtime].specifier
+
+
+@pytest.mark.skipif("onnxruntime-gpu" not in HERE, reason="there is no such onnxruntime here")
+def test_an_image_for_cuda_has_the_libraries_that_onnxruntime_names() -> None:
+    extras = [
+        Requirement(line)
+        for line in requires("onnxruntime-gpu") or []
+        if "extra ==" in line and ("cuda" in line or "cudnn" in line)
+    ]
+    pinned = pins("gpu.txt")
+    assert {extra.name for extra in extras} >= {"nvidia-cuda-runtime", "nvidia-cudnn-cu13"}
+    for extra in extras:
+        (version,) = pinned[canonicalize_name(extra.name)].specifier
+        assert extra.specifier.contains(version.version)
 
 
 def test_serving_installs_no_torch() -> None:

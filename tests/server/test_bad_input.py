@@ -384,15 +384,6 @@ def test_a_second_turn_on_a_busy_session_is_aborted(
     assert answer.text == oracle.draw(9)
 
 
-def test_a_request_id_is_not_acted_on_yet(stubs: Stubs) -> None:
-    session = stubs.create("lstm")
-    request = CompleteRequest(session=session, prompt="a", request_id="once")
-    refusal = refused(stubs.completions.Complete, request)
-    assert (refusal.code, refusal.reason) == ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
-    assert refusal.metadata == {"field": "request_id"}
-    assert stubs.position(session) == 0
-
-
 @pytest.mark.parametrize("size", [-1, 1001, 2**31 - 1])
 def test_a_bad_page_size_is_refused(stubs: Stubs, size: int) -> None:
     request = ListSessionsRequest(page_size=size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unrolled_server.config import Config, ConfigError, parse_config
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 
 DEFAULTS = {
     "host": "127.0.0.1",
@@ -24,10 +27,12 @@ DEFAULTS = {
     "max_tokens": 65_536,
     "max_prompt_bytes": 1_048_576,
     "session_ttl": 3600.0,
+    "seal_key_file": None,
     "flush_tokens": 16,
     "flush_interval": 0.02,
     "write_timeout": 30.0,
     "log_level": "info",
+    "log_format": "text",
 }
 
 GOOD: list[tuple[str, str, Any]] = [
@@ -49,16 +54,19 @@ GOOD: list[tuple[str, str, Any]] = [
     ("session_ttl", "7d", 604_800.0),
     ("session_ttl", "15m", 900.0),
     ("session_ttl", "90", 90.0),
+    ("seal_key_file", "/dev/null", Path("/dev/null")),
     ("flush_tokens", "1", 1),
     ("flush_interval", "0ms", 0.0),
     ("flush_interval", "1.5s", 1.5),
     ("write_timeout", "250ms", 0.25),
     ("write_timeout", "0.5h", 1800.0),
     *(("log_level", level, level) for level in ("debug", "info", "warning", "error")),
+    *(("log_format", form, form) for form in ("text", "json")),
 ]
 
 BAD = [
     ("models", "no/such/folder", "no such folder"),
+    *(("seal_key_file", text, "no such file") for text in ("no/such/file", ".")),
     *((name, text, "0 to 65535") for name in ("port", "metrics_port") for text in ("-1", "65536")),
     *(
         (name, text, text or "invalid")
@@ -79,6 +87,7 @@ BAD = [
     ),
     *(("write_timeout", text, "more than 0") for text in ("0", "0s", "0.0ms")),
     *(("device", text, "auto, cpu, cuda") for text in ("tpu", "CPU", "cuda:0")),
+    *(("log_format", text, "text, json") for text in ("logfmt", "JSON")),
     *(("log_level", text, "debug, info, warning, error") for text in ("loud", "INFO", "warn")),
 ]  # fmt: skip
 
@@ -228,6 +237,13 @@ def test_unknown_arguments_end_the_process(
     out, err = capsys.readouterr()
     assert out == ""
     assert named in err.splitlines()[-1]
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_config(["--version"], {})
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{PROJECT['project']['version']}\n"
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

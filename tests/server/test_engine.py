@@ -13,7 +13,7 @@ from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
 from unrolled_server.engine import Delivery, Engine, EngineFailure
 from unrolled_server.runner import Runner, RunnerConfig, StateSpec
-from unrolled_server.scheduler import MAX_UNREAD, ROW_STEPS
+from unrolled_server.scheduler import MAX_UNREAD
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Ending, Floats, Sampling, Tokens
 from unrolled_server.vocabulary import CharacterVocabulary
@@ -40,7 +40,7 @@ def runner(repository: Repository) -> UnsteadyRunner:
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     config = RunnerConfig("cpu", 1)
     graph = folder / "engine.onnx"
-    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, ROW_STEPS, config)
+    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, config)
 
 
 @pytest.fixture

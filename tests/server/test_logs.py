@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from unrolled_server.logs import LogfmtFormatter, log_event, set_up_logs
+from unrolled_server.logs import (
+    JsonFormatter,
+    LogfmtFormatter,
+    log_event,
+    request_id,
+    set_up_logs,
+)
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -139,7 +147,7 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 def test_the_level_is_the_server_s_and_libraries_only_warn(
     level: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_up_logs(level)
+    set_up_logs(level, "text")
     for name, number in LEVELS.items():
         log_event(logging.getLogger("unrolled_server.test"), number, "own", fact=f"a {name}")
         logging.getLogger("library").log(number, "it %s", name)
@@ -158,15 +166,72 @@ def test_the_level_is_the_server_s_and_libraries_only_warn(
     assert [pair for pair in pairs if "fact" not in pair] == foreign
 
 
-@pytest.mark.usefixtures("loggers")
-def test_an_exception_through_the_set_up_logs(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logs("info")
+def logged_failure(log_format: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an exception, through logs set up as the server does."""
+    set_up_logs("info", log_format)
     logger = logging.getLogger("unrolled_server.test")
     try:
         raise ValueError("one\ntwo")
     except ValueError:
         logger.exception("it failed")
     (line,) = capsys.readouterr().err.splitlines()
-    pairs = read(line)
+    return line
+
+
+@pytest.mark.usefixtures("loggers")
+def test_an_exception_through_the_set_up_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = read(logged_failure("text", capsys))
     assert (pairs["level"], pairs["event"]) == ("error", "it failed")
     assert pairs["error"].endswith("ValueError: one\ntwo")
+
+
+@pytest.mark.usefixtures("loggers")
+def test_an_exception_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(logged_failure("json", capsys))
+    assert list(facts) == ["time", "level", "event", "error"]
+    assert facts["error"].endswith("ValueError: one\ntwo")
+
+
+def json_of(event: str, **fields: Any) -> dict[str, Any]:
+    """What the one line of JSON says of an event, without its time."""
+    facts = {"msg": event, "levelno": logging.INFO, "levelname": "INFO", "fields": fields}
+    line = JsonFormatter().format(logging.makeLogRecord(facts))
+    assert line.isascii()
+    assert line.splitlines() == [line]
+    # A reader that knows no NaN, as JSON does not.
+    said: dict[str, Any] = json.loads(line, parse_constant=pytest.fail)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", said.pop("time"))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("value", "read_back"),
+    [
+        (3, 3),
+        (0.25, 0.25),
+        (1 / 3, 1 / 3),
+        (True, True),
+        (None, None),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+        (Path("models/lstm"), "models/lstm"),
+        (["a", 1], "['a', 1]"),
+    ],
+)
+def test_values_in_json(value: object, read_back: object) -> None:
+    assert json_of("told", fact=value) == {"level": "info", "event": "told", "fact": read_back}
+
+
+@given(event=st.text(), fact=st.text())
+@example(event='{"level": "error"}', fact="\n\u2028\x1b[31m")
+@patient
+def test_every_text_can_be_read_back_from_json(event: str, fact: str) -> None:
+    assert json_of(event, fact=fact) == {"level": "info", "event": event, "fact": fact}
+
+
+def test_a_line_within_a_call_names_it() -> None:
+    context = contextvars.copy_context()
+    context.run(request_id.set, "call-1")
+    assert context.run(line_of, "told", a=1) == "level=info event=told request_id=call-1 a=1"
+    assert context.run(json_of, "told", a=1)["request_id"] == "call-1"
+    assert line_of("told", a=1) == "level=info event=told a=1"

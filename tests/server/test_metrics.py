@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
 import subprocess
-import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import grpc
 import pytest
@@ -23,6 +17,8 @@ from google.protobuf.duration_pb2 import Duration
 from support.calls import LONG, SECONDS, Stubs, connected, refused, unread_turn
 from support.metrics import Metrics, eventually
 from support.models import Repository
+from support.programs import promtool
+from support.prometheus import running_prometheus
 from support.server import RunningServer, running_server
 from unrolled.v1.completion_pb2 import (
     CompleteRequest,
@@ -224,18 +220,9 @@ def test_rows_are_counted_where_they_are(repository: Repository) -> None:
             metrics.wait_for(f"unrolled_rows_{gauge}", 0)
 
 
-def program(name: str) -> str:
-    """One of Prometheus' programs; skips the test where it is not installed."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=places)
-    if found is None:
-        pytest.skip(f"{name} is not installed, and .ci/get-prometheus could not fetch it")
-    return found
-
-
 def test_promtool_finds_nothing_to_criticise(used: Used) -> None:
     result = subprocess.run(
-        [program("promtool"), "check", "metrics"],
+        [promtool(), "check", "metrics"],
         input=used.metrics.text(),
         capture_output=True,
         text=True,
@@ -244,68 +231,10 @@ def test_promtool_finds_nothing_to_criticise(used: Used) -> None:
     assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)
 
 
-class Prometheus:
-    """A Prometheus under way, by its HTTP API."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def get(self, path: str, **parameters: str) -> dict[str, Any]:
-        """The `data` of an answer."""
-        url = f"http://{self._address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
-        with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-            content = json.load(answer)
-        assert content["status"] == "success"
-        data: dict[str, Any] = content["data"]
-        return data
-
-    def health(self, url: str) -> str:
-        """How the one target is, which has to be scraped at `url`."""
-        (target,) = self.get("targets")["activeTargets"]
-        assert target["scrapeUrl"] == url
-        health: str = target["health"]
-        return health
-
-    def query(self, expression: str) -> list[float]:
-        """The values of an instant vector."""
-        result = self.get("query", query=expression)["result"]
-        return [float(sample["value"][1]) for sample in result]
-
-    def wait_for(self, expression: str, value: float) -> None:
-        """Return once the expression is this one value."""
-        eventually(lambda: self.query(expression) == [value], f"{expression} == {value}")
-
-
-@contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """A Prometheus on a free port that scrapes HOST:PORT; ended on exit."""
-    jobs = [{"job_name": "unrolled", "static_configs": [{"targets": [target]}]}]
-    config, log = folder / "prometheus.yml", folder / "log"
-    # JSON is YAML.
-    config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
-    command = [
-        program("prometheus"),
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        "--web.listen-address=127.0.0.1:0",
-    ]
-    with log.open("w") as output, subprocess.Popen(command, stderr=output) as process:
-        try:
-            eventually(
-                lambda: process.poll() is not None or "ready to receive" in log.read_text(),
-                "Prometheus is ready",
-            )
-            match = re.search(r'"?Listening on"? address=(\S+)', log.read_text())
-            assert match is not None, log.read_text()
-            yield Prometheus(match[1])
-        finally:
-            process.kill()
-
-
 def test_a_real_prometheus_scrapes_the_server(used: Used, tmp_path: Path) -> None:
     target = urllib.parse.urlsplit(used.server.metrics_url)
     assert target.path == "/metrics"
-    with prometheus(tmp_path, target.netloc) as scraper:
+    with running_prometheus(tmp_path, target.netloc) as scraper:
         eventually(lambda: scraper.query("up") == [1], "up == 1")
         eventually(lambda: scraper.health(used.server.metrics_url) == "up", "the target is up")
         for model, drawn in used.drawn.items():

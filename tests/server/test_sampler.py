@@ -18,10 +18,11 @@ from support.calls import SECONDS, Stubs
 from support.models import CHARACTERS, Repository
 from support.oracle import MASK, uniform
 from unrolled.v1.completion_pb2 import CompleteRequest
-from unrolled_server.row import UNIFORMS_BLOCK, Row
-from unrolled_server.sampler import uniforms
+from unrolled_server.batch import Batch
+from unrolled_server.row import Row
+from unrolled_server.sampler import stream, uniforms
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import Checkpoint, Sampling
+from unrolled_server.types import MAX_STEPS, Checkpoint, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -32,6 +33,12 @@ places = st.integers(0, 2**63 - 300)
 Chances = NDArray[np.float64]
 
 
+def numbers_of(seed: int, first: int, count: int) -> NDArray[np.float64]:
+    """The numbers of `count` tokens of one sequence."""
+    starts = np.array([stream(seed)], np.uint64)
+    return uniforms(starts, np.array([first], np.int64), count)[:, 0]
+
+
 @given(seed=seeds, first=places, count=st.integers(0, 40))
 @example(seed=0, first=0, count=3)
 @example(seed=MASK, first=0, count=3)
@@ -40,7 +47,7 @@ Chances = NDArray[np.float64]
 @example(seed=1, first=2**53 - 2, count=4)
 @patient
 def test_numbers_are_those_of_the_oracle(seed: int, first: int, count: int) -> None:
-    numbers = uniforms(seed, first, count)
+    numbers = numbers_of(seed, first, count)
     assert numbers.dtype == np.float64
     assert numbers.tolist() == [uniform(seed, place) for place in range(first, first + count)]
 
@@ -66,7 +73,7 @@ def unmixed(word: int) -> int:
 def test_the_published_numbers(state: int, outputs: list[int]) -> None:
     """SplitMix64's own test values: a stream begins at the mixed seed, so undo the mixing."""
     expected = [(word >> 12) / 2**52 for word in outputs]
-    assert uniforms(unmixed(state), 0, len(outputs)).tolist() == expected
+    assert numbers_of(unmixed(state), 0, len(outputs)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -84,13 +91,13 @@ def test_the_published_numbers(state: int, outputs: list[int]) -> None:
 @pytest.mark.parametrize("place", [0, 1, 1000])
 def test_the_edges_of_the_range(word: int, number: float, place: int) -> None:
     state = unmixed(word) - (place + 1) * 0x9E3779B97F4A7C15 & MASK
-    assert uniforms(unmixed(state), place, 1).tolist() == [number]
+    assert numbers_of(unmixed(state), place, 1).tolist() == [number]
 
 
 @given(seed=seeds, first=places)
 @patient
 def test_numbers_are_multiples_of_two_to_the_minus_52_below_one(seed: int, first: int) -> None:
-    for number in uniforms(seed, first, 256).tolist():
+    for number in numbers_of(seed, first, 256).tolist():
         assert 0 <= number <= 1 - 2.0**-52
         assert (number * 2**52).is_integer()
 
@@ -100,58 +107,62 @@ def test_numbers_are_multiples_of_two_to_the_minus_52_below_one(seed: int, first
 def test_blocks_join_without_a_seam(seed: int, first: int, sizes: list[int]) -> None:
     parts, start = [], first
     for size in sizes:
-        parts.extend(uniforms(seed, start, size).tolist())
+        parts.extend(numbers_of(seed, start, size).tolist())
         start += size
-    assert uniforms(seed, first, start - first).tolist() == parts
+    assert numbers_of(seed, first, start - first).tolist() == parts
 
 
 def test_neighbouring_seeds_and_places_share_no_numbers() -> None:
-    numbers = np.concatenate([uniforms(seed, 0, 500) for seed in [*range(100), MASK]])
+    numbers = np.concatenate([numbers_of(seed, 0, 500) for seed in [*range(100), MASK]])
     assert len(np.unique(numbers)) == len(numbers)
 
 
 LETTERS = CharacterVocabulary([b"a", b"b"], 0, (), None)
-EDGE = UNIFORMS_BLOCK
+
+sequences = st.tuples(seeds, st.sampled_from([0, 1, 255, 2**40]), st.integers(0, 600))
+"""Seed, position, and tokens told before any is drawn."""
 
 
-@given(
-    seed=seeds,
-    position=st.sampled_from([0, 1, EDGE - 1, EDGE, 2**40]),
-    told=st.integers(0, 2 * EDGE),
-    steps=st.lists(st.sampled_from([1, 2, 8, EDGE - 1, EDGE]), max_size=12),
-)
-@example(seed=0, position=0, told=0, steps=[EDGE - 1, 2, EDGE, 1])
-@example(seed=MASK, position=EDGE, told=EDGE + 3, steps=[EDGE, 8, EDGE])
-@patient
-def test_a_row_draws_with_the_number_of_the_token_s_position(
-    seed: int, position: int, told: int, steps: list[int]
-) -> None:
-    """Whatever runs its steps fall into, and wherever those cross the blocks it computes."""
+def joined(batch: Batch, seed: int, position: int, told: int) -> int:
+    """Let a sequence join; returns the number of the first token that its steps end in."""
     pending = 0 if position else None
     task = Task(
         start=Checkpoint(None, pending, position),
         told=np.zeros(told, np.int32),
-        max_tokens=10 * EDGE * len(steps),
+        max_tokens=10_000,
         sampling=Sampling(seed),
         stop=(),
         logprobs=None,
         scores=False,
         keeps_partial=False,
     )
-    row = Row(Turn(task), LETTERS)
+    batch.join(Row(Turn(task), LETTERS))
     # A sequence's first token of all is not the outcome of a step, unless it is drawn.
-    place = position + (1 if pending is None and told else 0)
-    first_drawn = position + told
+    return position + (1 if pending is None and told else 0)
+
+
+@given(
+    each=st.lists(sequences, min_size=1, max_size=4),
+    steps=st.lists(st.integers(1, MAX_STEPS), max_size=12),
+)
+@example(each=[(0, 0, 0), (MASK, 255, 3)], steps=[1, 2, MAX_STEPS, 1])
+@patient
+def test_rows_draw_with_the_numbers_of_their_tokens_positions(
+    each: list[tuple[int, int, int]], steps: list[int]
+) -> None:
+    """Whatever runs their steps fall into."""
+    batch = Batch(len(each), LETTERS.size, LETTERS.end_tokens)
+    places = [joined(batch, *sequence) for sequence in each]
     for count in steps:
-        inputs, numbers = np.full(count, -1, np.int32), np.full(count, -1.0)
-        row.write_inputs(inputs, numbers)
         expected = [
-            uniform(seed, token) if token >= first_drawn else -1.0
-            for token in range(place, place + count)
+            [uniform(seed, place + step) for (seed, _, _), place in zip(each, places, strict=True)]
+            for step in range(count)
         ]
-        assert numbers.tolist() == expected
-        row.advance([1] * count, np.zeros((count, 2), np.float32))
-        place += count
+        assert batch.uniforms(count).tolist() == expected
+        batch.advance(np.ones((count, len(each)), np.int32))
+        for watched in batch.watched(np.ones((count, len(each)), np.int32)):
+            batch.take(watched)
+        places = [place + count for place in places]
 
 
 NEWLINE = CHARACTERS.index("\n")
@@ -253,7 +264,7 @@ def test_places_of_one_seed_are_drawn_from_the_softmax(
     graph: Graph, logprobs: Chances, temperature: float
 ) -> None:
     shape = Shape(temperature)
-    drawn = graph(shape, uniforms(20, 0, DRAWS))
+    drawn = graph(shape, numbers_of(20, 0, DRAWS))
     assert_drawn_from(shape.chances(logprobs), drawn)
 
 
@@ -262,7 +273,7 @@ def test_neighbouring_seeds_are_drawn_from_the_softmax(
     graph: Graph, logprobs: Chances, temperature: float
 ) -> None:
     shape = Shape(temperature)
-    numbers = np.concatenate([uniforms(seed, 7, 1) for seed in range(DRAWS)])
+    numbers = np.concatenate([numbers_of(seed, 7, 1) for seed in range(DRAWS)])
     assert_drawn_from(shape.chances(logprobs), graph(shape, numbers))
 
 
@@ -304,7 +315,7 @@ def test_the_least_and_the_largest_number_draw_tokens_that_are_kept(
 def test_next_to_no_temperature_takes_the_likeliest(
     graph: Graph, logprobs: Chances, temperature: float
 ) -> None:
-    drawn = graph(Shape(temperature), uniforms(1, 0, 100))
+    drawn = graph(Shape(temperature), numbers_of(1, 0, 100))
     assert drawn[logprobs.argmax()] == 100
 
 

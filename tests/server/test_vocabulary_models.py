@@ -14,12 +14,14 @@ from google.protobuf import json_format
 from safetensors.numpy import save_file
 from support.calls import SECONDS, Stubs, connected, refused
 from support.checkpoints import state_dict
+from support.sealed import key_file
 from support.server import running_server
 from support.tokenizers_ import processor, sentencepiece_model, tokenizer
 from unrolled.fingerprint import fingerprint
 from unrolled.v1 import model_pb2
 from unrolled.v1.completion_pb2 import CompleteRequest, CompleteResponse, ScoreRequest
 from unrolled.v1.model_pb2 import GetModelRequest
+from unrolled.v1.session_pb2 import ExportSessionRequest, ImportSessionRequest
 from unrolled_export.__main__ import main
 
 WORDS = ("<eos>", "<unk>", "the", "of", "and", "cat", "sat", "on", "naïve", "mat", ".")
@@ -122,7 +124,9 @@ def stubs(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     for name, (source, change) in DAMAGES.items():
         shutil.copytree(repository / source, repository / name)
         change_manifest(repository / name / "1", change)
-    with running_server(repository) as server, connected(server.address) as stubs:
+    keys = key_file(tmp_path_factory.mktemp("keys") / "keys", "a")
+    flags = ["--seal-key-file", str(keys)]
+    with running_server(repository, *flags) as server, connected(server.address) as stubs:
         yield stubs
 
 
@@ -154,6 +158,22 @@ def test_turns_together_are_one_turn(name: str, sizes: Sequence[int], stubs: Stu
         text += response.text
         ids += response.token_ids
     assert (text, ids) == (once.text, list(once.token_ids))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_turns_of_sessions_made_of_snapshots_are_one_turn(name: str, stubs: Stubs) -> None:
+    """Also where the text of a turn ends within a character or a word."""
+    case = CASES[name]
+    once = complete(stubs, session=stubs.create(name, 5), prompt=case.prompt, max_tokens=30)
+    session, text = stubs.create(name, 5), ""
+    stubs.tell(session, case.prompt)
+    for _ in range(30):
+        text += complete(stubs, session=session, max_tokens=1).text
+        export = stubs.sessions.ExportSession(ExportSessionRequest(name=session), timeout=SECONDS)
+        restore = ImportSessionRequest(snapshot=export.snapshot)
+        session = stubs.sessions.ImportSession(restore, timeout=SECONDS).session.name
+    # What the last turn holds back is the next one's.
+    assert text.rstrip("\ufffd") == once.text.rstrip("\ufffd")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,13 +74,15 @@ def build(recipe: Recipe, seed: int = 0) -> TorchModel:
     return model.eval()
 
 
-def export(model: TorchModel, recipe: Recipe, work: Path, repository: Path) -> None:
-    """Save as a plain checkpoint with a vocabulary file, and convert."""
+def export(
+    model: TorchModel, recipe: Recipe, work: Path, repository: Path, flags: Sequence[str] = ()
+) -> None:
+    """Save as a plain checkpoint with a vocabulary file, and convert with `flags`."""
     checkpoint, vocabulary = work / f"{recipe.name}.safetensors", work / f"{recipe.name}.json"
     save_file(model.state_dict(), checkpoint)
     vocabulary.write_text(json.dumps(list(recipe.characters)))
     arguments = ["convert", str(checkpoint), "--output", str(repository)]
-    arguments += ["--vocab", str(vocabulary)]
+    arguments += ["--vocab", str(vocabulary), *flags]
     if recipe.kind == "rnn":
         arguments += ["--set", "nonlinearity=tanh"]
     if recipe.start_token is not None:

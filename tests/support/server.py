@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -62,7 +63,7 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> RunningServer:
     try:
         for line in process.stderr:
             log.append(line)
-            if "event=serving" in line:
+            if _value(line, "event") == "serving":
                 return RunningServer(process, _value(line, "grpc"), _value(line, "metrics"), log)
     finally:
         watchdog.cancel()
@@ -70,7 +71,8 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> RunningServer:
 
 
 def _value(line: str, key: str) -> str:
+    """A fact of a line of the log, whichever its format; empty where it lacks it."""
+    if line.startswith("{"):
+        return str(json.loads(line).get(key, ""))
     match = re.search(rf"\b{key}=(\S+)", line)
-    if match is None:
-        raise RuntimeError(f"no {key} in {line!r}")
-    return match[1]
+    return match[1] if match else ""

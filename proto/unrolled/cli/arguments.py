@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 from collections.abc import Sequence
 
-from unrolled.cli import chat, complete, models, sessions
+from unrolled.cli import chat, complete, health, models, sessions, top
 from unrolled.client import DEFAULT_TARGET
 
 
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_server(shared, argparse.SUPPRESS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (complete, chat, models, sessions):
+    for command in (complete, chat, models, sessions, health, top):
         command.add_to(commands, shared)
     return parser
 

@@ -44,6 +44,11 @@ def add_to(
         metavar="N",
         help="log-probabilities of the drawn tokens and the N likeliest, on standard error",
     )
+    parser.add_argument(
+        "--request-id",
+        metavar="ID",
+        help="name of this turn of the session: repeating the command gives the same answer again",
+    )
     parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
     parser.add_argument(
         "--json", action="store_true", help="print each event as a line of JSON, in protobuf's form"
@@ -58,6 +63,7 @@ def run(client: Client, arguments: argparse.Namespace) -> None:
     options = completion_options(arguments)
     options["seed"] = arguments.seed
     options["logprobs"] = arguments.logprobs
+    options["request_id"] = arguments.request_id
     with client.stream(prompt or None, model=model, session=arguments.session, **options) as stream:
         if arguments.json:
             _print_events(stream)

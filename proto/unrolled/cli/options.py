@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 
 from unrolled import CompletionOptions
@@ -59,3 +60,12 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 int32 = _integer(-(2**31), 2**31 - 1)
 uint64 = _integer(0, 2**64 - 1)
+
+
+def seconds(text: str) -> float:
+    """A time that is more than none: 1s, 500ms, 2m; a bare number is seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)?", text, re.ASCII)
+    value = float(match[1]) * {"ms": 0.001, "s": 1, "m": 60}[match[2] or "s"] if match else 0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 500ms, 1s or 2m")
+    return value

@@ -1,10 +1,12 @@
-"""unrolled sessions: list, create, show, fork and delete them."""
+"""unrolled sessions: list, create, show, fork, export, import and delete them."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -24,7 +26,7 @@ def add_to(
         "sessions",
         parents=[shared],
         allow_abbrev=False,
-        help="list, create, show, fork and delete sessions",
+        help="list, create, show, fork, export, import and delete sessions",
         description="Without an action: lists the sessions alive.",
     )
     _add_listing(parser)
@@ -40,6 +42,8 @@ def add_to(
     _add_creation(action("create", _create, "a new one; prints its name"))
     _add_showing(action("show", _show, "what the server says of one"))
     _add_forking(action("fork", _fork, "a new one with the same past; prints its name"))
+    _add_export(action("export", _export, "a sealed snapshot of one, into a file"))
+    _add_import(action("import", _import, "a new one from such a file; prints its name"))
     _add_deletion(action("delete", _delete, "end them"))
 
 
@@ -58,9 +62,7 @@ def _add_creation(parser: argparse.ArgumentParser) -> None:
         help="NAME or NAME/VERSION; not needed where one is served",
     )
     parser.add_argument("--seed", type=uint64, metavar="N", help="key of its random draws")
-    parser.add_argument(
-        "--idle-ttl", type=_seconds, metavar="SECONDS", help="ends after this long without use"
-    )
+    _add_idle_ttl(parser)
     _add_json(parser)
 
 
@@ -75,8 +77,30 @@ def _add_forking(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="SESSION")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="a file that is not there yet"
+    )
+    parser.add_argument(
+        "--ttl", type=_seconds, metavar="SECONDS", help="can be imported for this long; else always"
+    )
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE")
+    _add_idle_ttl(parser)
+    _add_json(parser)
+
+
 def _add_deletion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="SESSION", nargs="+")
+
+
+def _add_idle_ttl(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--idle-ttl", type=_seconds, metavar="SECONDS", help="ends after this long without use"
+    )
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +158,22 @@ def _show(client: Client, arguments: argparse.Namespace) -> None:
 
 def _fork(client: Client, arguments: argparse.Namespace) -> None:
     _print_name(client.session(arguments.name).fork(arguments.seed), arguments)
+
+
+def _export(client: Client, arguments: argparse.Namespace) -> None:
+    snapshot = client.session(arguments.name).export(ttl=arguments.ttl)
+    # Who has the file can go on from it.
+    with open(arguments.output, "xb", opener=_private) as file:
+        file.write(snapshot)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _import(client: Client, arguments: argparse.Namespace) -> None:
+    snapshot = arguments.file.read_bytes()
+    _print_name(client.import_session(snapshot, idle_ttl=arguments.idle_ttl), arguments)
 
 
 def _delete(client: Client, arguments: argparse.Namespace) -> None:

@@ -61,6 +61,16 @@ class SessionServiceStub(object):
                 request_serializer=unrolled_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
                 response_deserializer=unrolled_dot_v1_dot_session__pb2.ForkSessionResponse.FromString,
                 _registered_method=True)
+        self.ExportSession = channel.unary_unary(
+                '/unrolled.v1.SessionService/ExportSession',
+                request_serializer=unrolled_dot_v1_dot_session__pb2.ExportSessionRequest.SerializeToString,
+                response_deserializer=unrolled_dot_v1_dot_session__pb2.ExportSessionResponse.FromString,
+                _registered_method=True)
+        self.ImportSession = channel.unary_unary(
+                '/unrolled.v1.SessionService/ImportSession',
+                request_serializer=unrolled_dot_v1_dot_session__pb2.ImportSessionRequest.SerializeToString,
+                response_deserializer=unrolled_dot_v1_dot_session__pb2.ImportSessionResponse.FromString,
+                _registered_method=True)
         self.DeleteSession = channel.unary_unary(
                 '/unrolled.v1.SessionService/DeleteSession',
                 request_serializer=unrolled_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
@@ -103,6 +113,25 @@ class SessionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportSession(self, request, context):
+        """Writes where a session stands after its last committed turn into a snapshot that the caller may
+        keep: bytes that only servers with the same key can read or make. Leaves the session where it is,
+        and counts as a use. A server without a key refuses it with FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSession(self, request, context):
+        """Makes a session that stands where the exported one stood, on this server or on another one with
+        the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
+        any number of times, and holds no recorded answers. A server without a key refuses it with
+        FAILED_PRECONDITION; one without the model, with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteSession(self, request, context):
         """Ends a session, and a turn that it has under way, and frees what it holds. Its name is not used
         again.
@@ -133,6 +162,16 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ForkSession,
                     request_deserializer=unrolled_dot_v1_dot_session__pb2.ForkSessionRequest.FromString,
                     response_serializer=unrolled_dot_v1_dot_session__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'ExportSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportSession,
+                    request_deserializer=unrolled_dot_v1_dot_session__pb2.ExportSessionRequest.FromString,
+                    response_serializer=unrolled_dot_v1_dot_session__pb2.ExportSessionResponse.SerializeToString,
+            ),
+            'ImportSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportSession,
+                    request_deserializer=unrolled_dot_v1_dot_session__pb2.ImportSessionRequest.FromString,
+                    response_serializer=unrolled_dot_v1_dot_session__pb2.ImportSessionResponse.SerializeToString,
             ),
             'DeleteSession': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSession,
@@ -250,6 +289,60 @@ class SessionService(object):
             '/unrolled.v1.SessionService/ForkSession',
             unrolled_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
             unrolled_dot_v1_dot_session__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unrolled.v1.SessionService/ExportSession',
+            unrolled_dot_v1_dot_session__pb2.ExportSessionRequest.SerializeToString,
+            unrolled_dot_v1_dot_session__pb2.ExportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unrolled.v1.SessionService/ImportSession',
+            unrolled_dot_v1_dot_session__pb2.ImportSessionRequest.SerializeToString,
+            unrolled_dot_v1_dot_session__pb2.ImportSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

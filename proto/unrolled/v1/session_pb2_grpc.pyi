@@ -50,6 +50,25 @@ class SessionServiceStub:
     has the parent's idle time.
     """
 
+    ExportSession: grpc.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.ExportSessionRequest,
+        unrolled.v1.session_pb2.ExportSessionResponse,
+    ]
+    """Writes where a session stands after its last committed turn into a snapshot that the caller may
+    keep: bytes that only servers with the same key can read or make. Leaves the session where it is,
+    and counts as a use. A server without a key refuses it with FAILED_PRECONDITION.
+    """
+
+    ImportSession: grpc.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.ImportSessionRequest,
+        unrolled.v1.session_pb2.ImportSessionResponse,
+    ]
+    """Makes a session that stands where the exported one stood, on this server or on another one with
+    the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
+    any number of times, and holds no recorded answers. A server without a key refuses it with
+    FAILED_PRECONDITION; one without the model, with NOT_FOUND.
+    """
+
     DeleteSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.DeleteSessionRequest,
         unrolled.v1.session_pb2.DeleteSessionResponse,
@@ -88,6 +107,25 @@ class SessionServiceAsyncStub:
     """Makes a second session that stands where the first one did after its last committed turn. Takes
     the same time for a long past as for a short one, and leaves the parent where it was. The child
     has the parent's idle time.
+    """
+
+    ExportSession: grpc.aio.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.ExportSessionRequest,
+        unrolled.v1.session_pb2.ExportSessionResponse,
+    ]
+    """Writes where a session stands after its last committed turn into a snapshot that the caller may
+    keep: bytes that only servers with the same key can read or make. Leaves the session where it is,
+    and counts as a use. A server without a key refuses it with FAILED_PRECONDITION.
+    """
+
+    ImportSession: grpc.aio.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.ImportSessionRequest,
+        unrolled.v1.session_pb2.ImportSessionResponse,
+    ]
+    """Makes a session that stands where the exported one stood, on this server or on another one with
+    the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
+    any number of times, and holds no recorded answers. A server without a key refuses it with
+    FAILED_PRECONDITION; one without the model, with NOT_FOUND.
     """
 
     DeleteSession: grpc.aio.UnaryUnaryMultiCallable[
@@ -136,6 +174,29 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         """Makes a second session that stands where the first one did after its last committed turn. Takes
         the same time for a long past as for a short one, and leaves the parent where it was. The child
         has the parent's idle time.
+        """
+
+    @abc.abstractmethod
+    def ExportSession(
+        self,
+        request: unrolled.v1.session_pb2.ExportSessionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[unrolled.v1.session_pb2.ExportSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ExportSessionResponse]]:
+        """Writes where a session stands after its last committed turn into a snapshot that the caller may
+        keep: bytes that only servers with the same key can read or make. Leaves the session where it is,
+        and counts as a use. A server without a key refuses it with FAILED_PRECONDITION.
+        """
+
+    @abc.abstractmethod
+    def ImportSession(
+        self,
+        request: unrolled.v1.session_pb2.ImportSessionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[unrolled.v1.session_pb2.ImportSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ImportSessionResponse]]:
+        """Makes a session that stands where the exported one stood, on this server or on another one with
+        the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
+        any number of times, and holds no recorded answers. A server without a key refuses it with
+        FAILED_PRECONDITION; one without the model, with NOT_FOUND.
         """
 
     @abc.abstractmethod

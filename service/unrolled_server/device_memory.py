@@ -1,0 +1,147 @@
+"""Memory of a device by way of onnxruntime, and sessions that run on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import DTypeLike, NDArray
+
+from unrolled_server.runner import DeviceError, RunnerError
+
+ALIGNMENT = 256
+"""Bytes; what cudaMalloc guarantees."""
+
+_LEFT_TO_CPU = "fallback to CPU EP"
+"""In what onnxruntime says where a node, or a provider, does not run on the device."""
+
+EXCLUSIVE = threading.RLock()
+"""Held by whoever uses the device: onnxruntime captures CUDA graphs in a mode in which other
+threads must neither allocate nor copy meanwhile. Runs of one device gain nothing side by side."""
+
+Shapes = Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """An array, or a piece of one, on the device."""
+
+    device: str
+    address: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def first(self, rows: int) -> Part:
+        """The first `rows` of it."""
+        return Part(self.device, self.address, self.dtype, (rows, *self.shape[1:]))
+
+
+class Block:
+    """Named arrays end to end in one buffer on the device, so that one copy moves them all."""
+
+    def __init__(self, device: str, shapes: Shapes) -> None:
+        self._device = device
+        self._shapes = {name: (np.dtype(dtype), shape) for name, (dtype, shape) in shapes.items()}
+        self._starts: dict[str, int] = {}
+        end = 0
+        for name, (dtype, shape) in self._shapes.items():
+            self._starts[name] = end
+            size = dtype.itemsize * int(np.prod(shape))
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        self._bytes = end
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        self._value = make([end], np.uint8, device, 0)
+
+    def part(self, name: str, index: int | None = None) -> Part:
+        """An array, or the part of it at `index` of its first axis."""
+        dtype, shape = self._shapes[name]
+        address = self._value.data_ptr() + self._starts[name]
+        if index is None:
+            return Part(self._device, address, dtype, shape)
+        size = dtype.itemsize * int(np.prod(shape[1:]))
+        return Part(self._device, address + index * size, dtype, shape[1:])
+
+
+class SharedBlock(Block):
+    """A block that the host has a copy of, in `arrays`."""
+
+    def __init__(self, device: str, shapes: Shapes) -> None:
+        super().__init__(device, shapes)
+        self._host = np.zeros(self._bytes, np.uint8)
+        self.arrays = {name: self._array(name) for name in shapes}
+
+    def _array(self, name: str) -> NDArray[Any]:
+        dtype, shape = self._shapes[name]
+        start = self._starts[name]
+        size = dtype.itemsize * int(np.prod(shape))
+        return self._host[start : start + size].view(dtype).reshape(shape)
+
+    def upload(self) -> None:
+        """Copy all arrays to the device; nothing may be reading them there."""
+        self._value.update_inplace(self._host)
+
+    def download(self) -> None:
+        """Copy all arrays from the device; what made them has to be over."""
+        self._host[:] = self._value.numpy()
+
+
+class Binding:
+    """Inputs and outputs of one session at fixed addresses."""
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Mapping[str, Part],
+        outputs: Mapping[str, Part | None],
+    ) -> None:
+        """An output that is None is made on the host."""
+        self._session = session
+        self._binding = session.io_binding()
+        for name, part in inputs.items():
+            self._binding.bind_input(name, part.device, 0, part.dtype, part.shape, part.address)
+        for name, made in outputs.items():
+            if made is None:
+                self._binding.bind_output(name)
+            else:
+                self._binding.bind_output(
+                    name, made.device, 0, made.dtype, made.shape, made.address
+                )
+
+    def run(self, options: onnxruntime.RunOptions | None = None) -> None:
+        """Run the session; on a device that may only begin it, as `options` say."""
+        self._session.run_with_iobinding(self._binding, options)
+
+    def outputs(self) -> list[NDArray[Any]]:
+        """Copies of all outputs, on the host."""
+        arrays: list[NDArray[Any]] = self._binding.copy_outputs_to_cpu()
+        return arrays
+
+
+def open_session(
+    graph: Path, device: str, options: Mapping[str, str]
+) -> onnxruntime.InferenceSession:
+    """A session all of whose nodes run on `device`; `options` are those of its provider.
+
+    Raises RunnerError for a graph that cannot be read, DeviceError where it does not run there.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = 1
+    if not graph.is_file():
+        raise RunnerError(f"{graph.name}: there is no such file; export with --device cuda")
+    provider = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[device]
+    if device != "cpu":
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    given = [(provider, dict(options) if device != "cpu" else {})]
+    try:
+        return onnxruntime.InferenceSession(str(graph), settings, providers=given)
+    except Exception as error:
+        # onnxruntime raises types of its own that share no base class but this.
+        if _LEFT_TO_CPU in str(error):
+            raise DeviceError(f"{graph.name}: the session does not run on {device}") from error
+        raise RunnerError(f"{graph.name}: {str(error).splitlines()[0]}") from error

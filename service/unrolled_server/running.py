@@ -1,0 +1,47 @@
+"""What the engine asks of whatever runs its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unrolled_server.types import Floats, Tokens
+
+Flag = np.ndarray[tuple[()], np.dtype[np.bool_]]
+
+
+class AnyRunner(Protocol):
+    """One model's graphs and the states of its rows; `runner.Runner` says what each means."""
+
+    device: str
+    state_size: int
+    pending: Tokens
+    temperature: Floats
+    top_k: Tokens
+    top_p: Floats
+    min_p: Floats
+    filtered: Flag
+    wants_logprobs: Flag
+    """Whether any row in the run asks for distributions; where none does, the log-probabilities
+    of a run may be those of its tokens alone, [steps, rows, 1]."""
+
+    def most_steps(self, rows: int) -> int: ...
+
+    def told(self, rows: int, steps: int) -> Tokens: ...
+
+    def uniforms(self, rows: int, steps: int) -> NDArray[np.float64]: ...
+
+    def run(self, rows: int, steps: int) -> tuple[Tokens, Floats]: ...
+
+    def load(self, row: int, state: Floats | None) -> None: ...
+
+    def fetch(self, rows: Sequence[int]) -> None: ...
+
+    def save(self, row: int) -> Floats: ...
+
+    def rewind(self, row: int, pending: int) -> None: ...
+
+    def move(self, source: int, target: int) -> None: ...

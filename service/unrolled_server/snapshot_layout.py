@@ -1,0 +1,89 @@
+"""What a snapshot says of a session, and its bytes.
+
+FACTS, then three texts, each behind its length in two bytes, then the state as float32, nothing
+of it where it is still what it is before any token. All numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from unrolled_server.types import Checkpoint
+
+FORMAT = b"unrolled snapshot 1\n"
+"""What a snapshot begins with, in the clear. Another layout gets another number."""
+FACTS = struct.Struct("<32sdQqii")
+"""Fingerprint; expiry; seed; position; pending and previous token."""
+LENGTH = struct.Struct("<H")
+NONE = -1
+"""Stands for a token that there is not."""
+MAX_FACTS_BYTES = 1000
+"""All but the state, at most: a model's name is the name of a folder."""
+
+
+class LayoutError(Exception):
+    """These bytes are no snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A session at rest, and who may import it until when."""
+
+    tenant: str
+    model: str
+    """name/version"""
+    fingerprint: str
+    """64 lower-case hexadecimal digits."""
+    expires: float
+    """Seconds since the epoch; infinity: never."""
+    seed: int
+    past: Checkpoint
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The snapshot's bytes."""
+    past = snapshot.past
+    facts = FACTS.pack(
+        bytes.fromhex(snapshot.fingerprint),
+        snapshot.expires,
+        snapshot.seed,
+        past.position,
+        NONE if past.pending is None else past.pending,
+        NONE if past.previous is None else past.previous,
+    )
+    texts = (snapshot.tenant.encode(), snapshot.model.encode(), past.partial)
+    state = b"" if past.state is None else past.state.astype("<f4").tobytes()
+    return facts + b"".join(LENGTH.pack(len(text)) + text for text in texts) + state
+
+
+def decode(body: bytes) -> Snapshot:
+    """The snapshot with these bytes; its values are not checked. Raises LayoutError."""
+    try:
+        fingerprint, expires, seed, position, pending, previous = FACTS.unpack_from(body)
+        tenant, at = _text(body, FACTS.size)
+        model, at = _text(body, at)
+        partial, at = _text(body, at)
+        numbers = np.frombuffer(body[at:], "<f4").astype(np.float32)
+        past = Checkpoint(
+            numbers if numbers.size else None,
+            None if pending == NONE else pending,
+            position,
+            partial,
+            None if previous == NONE else previous,
+        )
+        return Snapshot(tenant.decode(), model.decode(), fingerprint.hex(), expires, seed, past)
+    except (struct.error, ValueError) as error:
+        raise LayoutError from error
+
+
+def _text(body: bytes, at: int) -> tuple[bytes, int]:
+    """The text that begins here, and where it ends. Raises struct.error, ValueError."""
+    (length,) = LENGTH.unpack_from(body, at)
+    start = at + LENGTH.size
+    end = start + length
+    if end > len(body):
+        raise ValueError("ends within a text")
+    return body[start:end], end

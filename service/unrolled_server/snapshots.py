@@ -1,0 +1,123 @@
+"""Snapshots of sessions, sealed for their owners to keep, and sessions made of them again.
+
+Whatever is wrong with a snapshot, its holder gets one answer: which check failed is nobody's
+business who cannot make a snapshot.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unrolled_server.errors import InvalidField, SnapshotsDisabled
+from unrolled_server.models import Models, ServedModel
+from unrolled_server.sealing import OVERHEAD, BrokenSeal, Sealer
+from unrolled_server.sessions import Session, Sessions
+from unrolled_server.snapshot_layout import (
+    FORMAT,
+    MAX_FACTS_BYTES,
+    LayoutError,
+    Snapshot,
+    decode,
+    encode,
+)
+from unrolled_server.text import partial_after
+from unrolled_server.types import Checkpoint
+
+TENANT = "default"
+"""Whose sessions these are, until there are others."""
+UNUSABLE = (
+    "cannot be imported: it is damaged or no snapshot, has expired, is somebody else's, or was "
+    "sealed with a key that this server lacks"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A sealed snapshot, and what it is of."""
+
+    sealed: bytes
+    session: Session
+    expires: float | None
+    """Seconds since the epoch; None: never."""
+
+
+class Snapshots:
+    """Exports and imports sessions; without a sealer it refuses to."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        models: Models,
+        sealer: Sealer | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._sessions = sessions
+        self._models = models
+        self._sealer = sealer
+        self._clock = clock
+
+    def export(self, name: str, ttl: float | None) -> Export:
+        """Seal where a session stands, to be imported within `ttl` seconds; None: at any time.
+
+        Raises SnapshotsDisabled, SessionNotFound.
+        """
+        sealer = self._needed_sealer()
+        session = self._sessions.get(name)
+        expires = None if ttl is None else self._clock() + ttl
+        snapshot = Snapshot(
+            TENANT,
+            session.model.label,
+            session.model.fingerprint,
+            math.inf if expires is None else expires,
+            session.seed,
+            self._sessions.checkpoint(session),
+        )
+        self._sessions.touch(session)
+        return Export(sealer.seal(FORMAT, encode(snapshot)), session, expires)
+
+    def restore(self, sealed: bytes, idle_ttl: float | None) -> Session:
+        """A new session that stands where the exported one stood.
+
+        Raises SnapshotsDisabled, InvalidField, ModelNotFound, TooManySessions.
+        """
+        snapshot = self._opened(self._needed_sealer(), sealed)
+        model = self._models.with_fingerprint(snapshot.fingerprint, snapshot.model)
+        if not _fits(snapshot.past, model):
+            raise InvalidField("snapshot", UNUSABLE)
+        return self._sessions.restore(model, snapshot.past, snapshot.seed, idle_ttl)
+
+    def _needed_sealer(self) -> Sealer:
+        if self._sealer is None:
+            raise SnapshotsDisabled
+        return self._sealer
+
+    def _opened(self, sealer: Sealer, sealed: bytes) -> Snapshot:
+        """What a snapshot says that may be imported now. Raises InvalidField."""
+        if len(sealed) > self._largest():
+            raise InvalidField("snapshot", UNUSABLE)
+        try:
+            snapshot = decode(sealer.open(FORMAT, sealed))
+        except (BrokenSeal, LayoutError) as error:
+            raise InvalidField("snapshot", UNUSABLE) from error
+        if snapshot.tenant != TENANT or not self._clock() < snapshot.expires:
+            raise InvalidField("snapshot", UNUSABLE)
+        return snapshot
+
+    def _largest(self) -> int:
+        """Bytes of a sealed snapshot at most."""
+        state_bytes = max((model.state_bytes for model in self._models.ready()), default=0)
+        return len(FORMAT) + OVERHEAD + MAX_FACTS_BYTES + state_bytes
+
+
+def _fits(past: Checkpoint, model: ServedModel) -> bool:
+    """Whether a session of the model can stand there."""
+    tokens = [token for token in (past.pending, past.previous) if token is not None]
+    return (
+        past.position >= 0
+        and all(0 <= token < model.vocabulary.size for token in tokens)
+        and partial_after(past.partial, ()) == past.partial
+        and (past.state is None or model.bears(past.state))
+    )

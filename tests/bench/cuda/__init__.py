@@ -1,0 +1,1 @@
+"""`make bench-cuda`: the path through a CUDA device, checked and timed in one call."""

@@ -1,0 +1,389 @@
+"""The runner for devices, on the CPU: rows that come, move, go back and leave, and whole turns."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from support.calls import SECONDS
+from support.models import CHARACTERS, RECIPES, TorchModel, build, export
+from support.oracle import Draw, LoneRun, LoneSequence, State, uniform
+from unrolled_server import opening
+from unrolled_server.device_memory import open_session
+from unrolled_server.device_runner import FILTERS, GRAPHS, STEP, DeviceConfig, DeviceRunner
+from unrolled_server.engine import Delivery, Engine
+from unrolled_server.opening import open_runner
+from unrolled_server.runner import DeviceError, Runner, RunnerConfig, RunnerError, StateSpec
+from unrolled_server.running import AnyRunner
+from unrolled_server.turn import Task, Turn
+from unrolled_server.types import MAX_STEPS, Checkpoint, Delta, Ending, Floats, Sampling
+from unrolled_server.vocabulary import CharacterVocabulary
+
+ROWS = 6
+ON_CPU = DeviceConfig("cpu")
+SIZE = len(CHARACTERS)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model with graphs for a device."""
+
+    folder: Path
+    model: TorchModel
+
+    @property
+    def specs(self) -> tuple[StateSpec, ...]:
+        states = json.loads((self.folder / "manifest.json").read_text())["states"]
+        return tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
+
+    def runner(self, config: DeviceConfig = ON_CPU) -> DeviceRunner:
+        return DeviceRunner(self.folder, self.specs, SIZE, ROWS, config)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    recipe, path = RECIPES[0], tmp_path_factory.mktemp("device")
+    model = build(recipe)
+    export(model, recipe, path, path / "models", ["--device", "cuda"])
+    return Exported(path / "models" / recipe.name / "1", model)
+
+
+# --- Rows --------------------------------------------------------------------------------------
+
+
+@dataclass
+class NaiveRow:
+    """A row as it has to be: its tokens, and its state by a run of its own."""
+
+    seed: int
+    how: Draw
+    state: State
+    pending: int
+    before: tuple[State, int]
+    drawn: int = 0
+
+
+@dataclass
+class Naive:
+    """Rows that share nothing; every token is fed on its own."""
+
+    run: LoneRun
+    rows: list[NaiveRow] = field(default_factory=list)
+
+    def join(self, seed: int, how: Draw, pending: int, state: State | None) -> None:
+        state = self.run.start() if state is None else state
+        self.rows.append(NaiveRow(seed, how, state, pending, (state, pending)))
+
+    def advance(self, told: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Tokens and log-probabilities, [K, B] and [K, B, V], of a run."""
+        columns = [self._advance(row, told[:, place]) for place, row in enumerate(self.rows)]
+        tokens, logprobs = zip(*columns, strict=True)
+        return np.stack(tokens, 1), np.stack(logprobs, 1)
+
+    def _advance(self, row: NaiveRow, told: NDArray[np.int32]) -> tuple[Any, Any]:
+        row.before = (row.state, row.pending)
+        tokens, logprobs = [], []
+        for step, token in enumerate(told.tolist()):
+            number = uniform(row.seed, row.drawn + step)
+            fed = self.run.feed(row.state, row.pending, row.how, number)
+            row.state, row.pending = fed.state, fed.drawn if token < 0 else token
+            tokens.append(row.pending)
+            logprobs.append(fed.logprobs)
+        row.drawn += len(told)
+        return tokens, logprobs
+
+    def flat(self, row: NaiveRow) -> Floats:
+        return np.concatenate([value[0] for value in row.state.values()])
+
+
+class Machine:
+    """Does the same to a DeviceRunner and to the naive rows, at random, and compares."""
+
+    def __init__(self, runner: DeviceRunner, naive: Naive, seed: int) -> None:
+        self.runner, self.naive = runner, naive
+        self.random = np.random.default_rng(seed)
+        self.done: dict[str, int] = {}
+
+    def act(self) -> None:
+        rows = self.naive.rows
+        actions = [self.join] * (len(rows) < ROWS) + [self.leave, self.run, self.run] * bool(rows)
+        action = actions[self.random.integers(len(actions))]
+        action()
+        self.done[action.__name__] = self.done.get(action.__name__, 0) + 1
+
+    def join(self) -> None:
+        place, random = len(self.naive.rows), self.random
+        how = Draw(
+            temperature=float(random.choice([0, 1, 2.5])),
+            top_k=int(random.choice([0, 0, 4])),
+            top_p=float(random.choice([1, 1, 0.8])),
+        )
+        pending, state = int(random.integers(SIZE)), None
+        if place and random.random() < 0.5:
+            # Goes on from where another row stands.
+            other = int(random.integers(place))
+            state = self.naive.rows[other].state
+            self.runner.load(place, self.runner.save(other))
+        else:
+            self.runner.load(place, None)
+        self.naive.join(int(random.integers(1000)), how, pending, state)
+        self.runner.pending[place] = pending
+        self.runner.temperature[place] = how.temperature
+        self.runner.top_k[place], self.runner.top_p[place] = how.top_k, how.top_p
+        self.check(place)
+
+    def leave(self) -> None:
+        rows = self.naive.rows
+        place = int(self.random.integers(len(rows)))
+        if self.random.random() < 0.5:
+            self.runner.fetch(range(place, len(rows)))
+        self.check(place)
+        rows[place] = rows[-1]
+        rows.pop()
+        if place != len(rows):
+            self.runner.move(len(rows), place)
+            self.check(place)
+
+    def run(self) -> None:
+        rows, runner, random = self.naive.rows, self.runner, self.random
+        steps = int(random.integers(1, 6))
+        runner.filtered[...] = any(row.how.top_k or row.how.top_p < 1 for row in rows)
+        runner.wants_logprobs[...] = random.random() < 0.5
+        told = runner.told(len(rows), steps)
+        told[...] = random.integers(-SIZE, SIZE, told.shape).clip(-1)
+        numbers = runner.uniforms(len(rows), steps)
+        for place, row in enumerate(rows):
+            numbers[:, place] = [uniform(row.seed, row.drawn + step) for step in range(steps)]
+        expected, expected_logprobs = self.naive.advance(told.copy())
+        tokens, logprobs = runner.run(len(rows), steps)
+        assert tokens.tolist() == expected.tolist()
+        if not runner.wants_logprobs:
+            expected_logprobs = np.take_along_axis(expected_logprobs, expected[..., None], 2)
+        np.testing.assert_allclose(logprobs, expected_logprobs, rtol=0, atol=1e-5)
+        for place in range(len(rows)):
+            if random.random() < 0.3:
+                self.rewind(place, steps)
+            assert runner.pending[place] == rows[place].pending
+        if random.random() < 0.5:
+            self.check(int(random.integers(len(rows))))
+
+    def rewind(self, place: int, steps: int) -> None:
+        row = self.naive.rows[place]
+        row.state, row.pending = row.before
+        row.drawn -= steps
+        self.runner.rewind(place, row.pending)
+        self.done["rewind"] = self.done.get("rewind", 0) + 1
+
+    def check(self, place: int) -> None:
+        expected = self.naive.flat(self.naive.rows[place])
+        np.testing.assert_allclose(self.runner.save(place), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("largest_sort", [0, SIZE], ids=["filters on host", "filters on device"])
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_as_if_each_were_alone(exported: Exported, seed: int, largest_sort: int) -> None:
+    runner = exported.runner(replace(ON_CPU, largest_sort=largest_sort))
+    machine = Machine(runner, Naive(LoneRun(exported.folder)), seed)
+    for _ in range(100):
+        machine.act()
+    for place in range(len(machine.naive.rows)):
+        machine.check(place)
+    assert all(machine.done[name] > 5 for name in ("join", "leave", "run", "rewind"))
+
+
+def test_rows_of_a_size_have_the_same_bits_whoever_else_is_there(exported: Exported) -> None:
+    """A row in each place of a batch of four, with others about, against the same row with none."""
+    random = np.random.default_rng(5)
+    states = random.normal(size=(4, exported.runner().state_size)).astype(np.float32)
+    found = set()
+    for place in range(4):
+        for others in ("none", "some"):
+            runner = exported.runner()
+            for row in range(4):
+                state = states[random.integers(1, 4)] if others == "some" else None
+                runner.load(row, states[0] if row == place else state)
+                runner.pending[row] = 7 if row == place else random.integers(SIZE)
+            runner.told(4, 9).fill(-1)
+            runner.uniforms(4, 9)[...] = random.random((9, 4))
+            runner.uniforms(4, 9)[:, place] = np.linspace(0, 0.99, 9)
+            tokens, logprobs = runner.run(4, 9)
+            row_of = (tokens[:, place], logprobs[:, place], runner.save(place))
+            found.add(b"".join(array.tobytes() for array in row_of))
+    assert len(found) == 1
+
+
+def test_a_state_that_is_not_finite_shows_in_the_log_probabilities(exported: Exported) -> None:
+    runner = exported.runner()
+    for row in range(3):
+        runner.load(row, np.full(runner.state_size, np.nan if row == 1 else 0, np.float32))
+    runner.told(3, 2).fill(-1)
+    runner.uniforms(3, 2).fill(0.5)
+    for wants in (True, False):
+        runner.wants_logprobs[...] = wants
+        tokens, logprobs = runner.run(3, 2)
+        assert np.isnan(logprobs[:, :, 0]).tolist() == [[False, True, False]] * 2
+        assert set(tokens.ravel().tolist()) <= set(range(SIZE))
+
+
+# --- Turns -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engines(exported: Exported) -> Iterator[list[Engine]]:
+    engines: list[Engine] = []
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def started(exported: Exported, engines: list[Engine], *, wants_logprobs: bool) -> Engine:
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    runner = exported.runner()
+    runner.wants_logprobs[...] = wants_logprobs
+    loop = asyncio.get_running_loop()
+    engine = Engine("device", cast(Runner, runner), vocabulary, ROWS, Delivery(), loop)
+    engines.append(engine)
+    engine.start()
+    return engine
+
+
+def turn(seed: int, draws: int, *, stop: tuple[str, ...] = (), logprobs: int | None = None) -> Turn:
+    told = np.array([seed % SIZE, 7, 3], np.int32)
+    start, sampling = Checkpoint(None, None, 0), Sampling(seed)
+    return Turn(Task(start, told, draws, sampling, stop, logprobs, False, False))
+
+
+async def finish(turn: Turn) -> tuple[list[Delta], Ending]:
+    deltas: list[Delta] = []
+    async with asyncio.timeout(SECONDS):
+        while not isinstance(message := await turn.next(), Ending):
+            deltas.append(message)
+    return deltas, message
+
+
+def ids(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def lone(exported: Exported, seed: int) -> LoneSequence:
+    sequence = LoneSequence(LoneRun(exported.folder), seed, None)
+    for token in (seed % SIZE, 7, 3):
+        sequence.tell(token)
+    return sequence
+
+
+@pytest.mark.parametrize("wants_logprobs", [True, False])
+async def test_turns_are_those_of_a_lone_run(
+    exported: Exported, engines: list[Engine], wants_logprobs: bool
+) -> None:
+    """More turns than places, some of which end at a stop string inside a run."""
+    engine = started(exported, engines, wants_logprobs=wants_logprobs)
+    turns = {}
+    for seed in range(4 * ROWS):
+        draws = 5 + 7 * (seed % 5)
+        sequence = lone(exported, seed)
+        expected = [sequence.draw(Draw())[0] for _ in range(draws)]
+        stop: tuple[str, ...] = ()
+        if seed % 3 == 0:
+            stop = (CHARACTERS[expected[2]],)
+            expected = expected[: expected.index(expected[2]) + 1]
+        turns[seed] = (turn(seed, draws, stop=stop), expected)
+        engine.submit(turns[seed][0])
+    for seed, (each, expected) in turns.items():
+        deltas, ending = await finish(each)
+        assert ids(deltas) == expected
+        # The state is that before the newest token.
+        sequence, run = lone(exported, seed), LoneRun(exported.folder)
+        state = run.start()
+        for token in [*sequence.tokens, *expected][:-1]:
+            state = run.feed(state, token).state
+        found = ending.checkpoint.state
+        assert found is not None
+        flat = np.concatenate([value[0] for value in state.values()])
+        np.testing.assert_allclose(found, flat, rtol=0, atol=1e-5)
+
+
+async def test_log_probabilities_are_those_of_pytorch(
+    exported: Exported, engines: list[Engine]
+) -> None:
+    engine = started(exported, engines, wants_logprobs=True)
+    turns = [turn(seed, 40, logprobs=0) for seed in range(ROWS)]
+    for each in turns:
+        engine.submit(each)
+    for each in turns:
+        deltas, _ = await finish(each)
+        tokens = [*each.task.told.tolist(), *ids(deltas)]
+        with torch.no_grad():
+            after = exported.model(torch.tensor([tokens]))[0]
+        found = np.concatenate([d.logprobs.chosen for d in deltas if d.logprobs is not None])
+        expected = after[np.arange(2, len(tokens) - 1), tokens[3:]].numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+# --- Opening -----------------------------------------------------------------------------------
+
+
+def opened(exported: Exported, device: str, files: tuple[str, ...] = GRAPHS) -> AnyRunner:
+    config = RunnerConfig(device, 1)
+    return open_runner(exported.folder, files, exported.specs, SIZE, ROWS, config, halves=False)
+
+
+def test_cuda_without_a_device_is_refused_and_auto_takes_the_cpu(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "has_cuda", lambda: False)
+    with pytest.raises(DeviceError, match="--device cuda"):
+        opened(exported, "cuda")
+    assert opened(exported, "auto").device == "cpu"
+
+
+def test_cuda_without_its_graphs_says_how_they_are_made(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "has_cuda", lambda: True)
+    with pytest.raises(RunnerError, match=r"device\.onnx.*export the model with --device cuda"):
+        opened(exported, "cuda", files=("engine.onnx",))
+    assert opened(exported, "auto", files=("engine.onnx",)).device == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_auto_takes_the_cpu_where_no_session_runs_on_the_device(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver answers, and onnxruntime cannot use it."""
+    monkeypatch.setattr(opening, "has_cuda", lambda: True)
+    assert opened(exported, "auto").device == "cpu"
+    with pytest.raises(DeviceError, match="does not run on cuda"):
+        opened(exported, "cuda")
+
+
+def test_a_graph_of_another_model_is_refused(exported: Exported) -> None:
+    specs = (replace(exported.specs[0], size=47), *exported.specs[1:])
+    with pytest.raises(RunnerError, match=r"device\.onnx: input h_00"):
+        DeviceRunner(exported.folder, specs, SIZE, ROWS, ON_CPU)
+
+
+def test_a_damaged_graph_is_named(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / FILTERS).write_bytes(b"no graph")
+    with pytest.raises(RunnerError, match=FILTERS):
+        open_session(tmp_path / FILTERS, "cpu", {})
+    with pytest.raises(RunnerError, match=f"{STEP}: there is no such file"):
+        open_session(tmp_path / STEP, "cpu", {})
+
+
+def test_room_for_steps_shrinks_with_rows_only_where_distributions_are_wanted(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unrolled_server.device_runner.LOGPROBS_BYTES", 4 * SIZE * 3 * 5)
+    runner = exported.runner()
+    assert (runner.most_steps(1), runner.most_steps(5), runner.most_steps(6)) == (15, 3, 2)
+    runner.wants_logprobs[...] = False
+    assert runner.most_steps(ROWS) == MAX_STEPS

@@ -1,0 +1,245 @@
+"""The engine, run by run under a clock of the test, against a lone run of every turn.
+
+Turns of every kind join, stop, are cancelled and read on while others run; whatever a run's
+length and company, each has to draw what it draws alone, and to leave the same state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from support.models import CHARACTERS, Repository
+from support.oracle import Draw, LoneRun, LoneSequence
+from unrolled_server.engine import Delivery, Engine
+from unrolled_server.runner import Runner, RunnerConfig, StateSpec
+from unrolled_server.turn import Task, Turn
+from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Sampling
+from unrolled_server.vocabulary import CharacterVocabulary
+
+PLACES = 5
+NEWLINE = CHARACTERS.index("\n")
+END = CHARACTERS.index("q")
+
+
+class Immediate:
+    """An event loop that calls at once."""
+
+    def call_soon_threadsafe(self, call: Callable[..., None], *arguments: Any) -> None:
+        call(*arguments)
+
+
+class Clock:
+    """Seconds that pass as the test says."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1e-4
+        return self.now
+
+
+@dataclass
+class Watched(Turn):
+    """A turn that keeps what it gets, and the sequence that it has to equal."""
+
+    def __init__(self, task: Task, lone: LoneSequence, first: int) -> None:
+        super().__init__(task)
+        self.lone = lone
+        self.first = first
+        """Tokens of the sequence before those that the turn draws."""
+        self.drawn: list[int] = []
+        self.logprobs: list[float] = []
+        self.text = ""
+        self.ending: Ending | None = None
+
+    def receive(self, message: Delta | Ending | Exception) -> None:
+        assert not isinstance(message, Exception)
+        assert self.ending is None
+        if isinstance(message, Ending):
+            self.ending = message
+            return
+        self.drawn += message.token_ids
+        self.text += message.text
+        self.taken += len(message.token_ids)
+        if message.logprobs is not None:
+            self.logprobs += message.logprobs.chosen.tolist()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a turn asks for."""
+
+    seed: int
+    told: int
+    draws: int
+    how: Draw
+    stops: tuple[str, ...]
+    logprobs: int | None
+
+
+kinds = st.builds(
+    Kind,
+    seed=st.integers(0, 2**64 - 1),
+    told=st.one_of(st.integers(0, 20), st.sampled_from([255, 256, 257, 300])),
+    draws=st.integers(0, 70),
+    how=st.sampled_from([Draw(), Draw(0.0), Draw(0.7, top_k=5), Draw(1.3, top_p=0.8)]),
+    stops=st.sampled_from([(), (), ("e",), ("th", "zz"), ("a\n", "er")]),
+    logprobs=st.sampled_from([None, None, 0, 2]),
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Hypothesis drives; `make_engine` and `run` are set by the test."""
+
+    make_engine: Callable[[Clock], Engine]
+    run: LoneRun
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.engine = type(self).make_engine(self.clock)
+        self.turns: list[Watched] = []
+        self.over: list[Watched] = []
+
+    @rule(kind=kinds)
+    def begin(self, kind: Kind) -> None:
+        self._submit(kind, None)
+
+    @rule(kind=kinds, which=st.integers(0, 9))
+    def go_on(self, kind: Kind, which: int) -> None:
+        """A turn that starts where another has ended."""
+        if self.over:
+            self._submit(kind, self.over[which % len(self.over)])
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.engine.step()
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 5.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule(which=st.integers(0, 9))
+    def stop(self, which: int) -> None:
+        if self.turns:
+            self.turns[which % len(self.turns)].stopping = True
+            self.engine.nudge()
+
+    @rule(which=st.integers(0, 9))
+    def cancel(self, which: int) -> None:
+        if self.turns:
+            self.turns.pop(which % len(self.turns)).cancelled = True
+            self.engine.nudge()
+
+    def teardown(self) -> None:
+        limit = 2000
+        while any(turn.ending is None for turn in self.turns):
+            self.engine.step()
+            limit -= 1
+            assert limit, "turns that never end"
+        for turn in self.turns:
+            check(turn)
+
+    def _submit(self, kind: Kind, past: Watched | None) -> None:
+        start = Checkpoint(None, None, 0)
+        lone = LoneSequence(type(self).run, kind.seed, NEWLINE)
+        if past is not None and past.ending is not None:
+            start = past.ending.checkpoint
+            lone = past.lone.copy(kind.seed)
+            catch_up(lone, past)
+        told = np.random.default_rng(kind.seed).integers(0, len(CHARACTERS), kind.told)
+        told[told == END] = NEWLINE
+        for token in told.tolist():
+            lone.tell(token)
+        how = kind.how
+        sampling = Sampling(kind.seed, how.temperature, how.top_k, how.top_p, how.min_p)
+        task = Task(
+            start, told.astype(np.int32), kind.draws, sampling, kind.stops, kind.logprobs,
+            scores=False, keeps_partial=True,
+        )  # fmt: skip
+        turn = Watched(task, lone, len(lone.tokens))
+        self.turns.append(turn)
+        self.engine.submit(turn)
+        self.over = [each for each in self.turns if each.ending is not None]
+
+
+def how_of(task: Task) -> Draw:
+    """How a turn draws."""
+    return Draw(task.sampling.temperature, task.sampling.top_k, task.sampling.top_p)
+
+
+def catch_up(lone: LoneSequence, past: Watched) -> None:
+    """Let a copy of a turn's sequence draw what the turn has drawn."""
+    for token in past.drawn[len(lone.tokens) - past.first :]:
+        drawn, _ = lone.draw(how_of(past.task), past.task.sampling.seed)
+        assert drawn == token
+
+
+def check(turn: Watched) -> None:
+    """The turn drew what it draws alone, to where its text ends."""
+    task, ending, lone = turn.task, turn.ending, turn.lone.copy()
+    assert ending is not None
+    how = how_of(task)
+    text, reason = "", FinishReason.LENGTH
+    expected: list[int] = []
+    logprobs: list[float] = []
+    while len(expected) < task.max_tokens and reason is FinishReason.LENGTH:
+        if ending.reason is FinishReason.STOPPED and len(expected) == ending.drawn:
+            reason = FinishReason.STOPPED
+            break
+        token, logprob = lone.draw(how, task.sampling.seed)
+        expected.append(token)
+        logprobs.append(logprob)
+        if token == END:
+            reason = FinishReason.END
+            break
+        text += CHARACTERS[token]
+        if any(stop in text for stop in task.stop):
+            reason = FinishReason.STOP
+            text = text[: min(text.find(stop) for stop in task.stop if stop in text)]
+    assert turn.drawn == expected
+    assert turn.text == text
+    assert ending.reason is reason
+    assert ending.drawn == len(expected)
+    assert turn.logprobs == ([] if task.logprobs is None else logprobs)
+    assert ending.checkpoint.position == len(lone.tokens)
+    assert ending.checkpoint.pending == (lone.tokens[-1] if lone.tokens else None)
+    # Fed the pending token, state and sequence have to say the same of what follows.
+    if ending.checkpoint.state is not None:
+        states = np.concatenate([value[0] for value in lone._before.values()])
+        assert ending.checkpoint.state.tobytes() == states.tobytes()
+
+
+def test_every_turn_draws_what_it_draws_alone(repository: Repository) -> None:
+    folder = repository.path / "lstm" / "1"
+    states = json.loads((folder / "manifest.json").read_text())["states"]
+    specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], NEWLINE, (END,), None)
+    runner = Runner(folder / "engine.onnx", specs, len(CHARACTERS), PLACES, RunnerConfig("cpu", 1))
+
+    def engine(clock: Clock) -> Engine:
+        loop = cast(asyncio.AbstractEventLoop, Immediate())
+        return Engine("lstm", runner, vocabulary, PLACES, Delivery(), loop, clock)
+
+    class Machine(EngineMachine):
+        make_engine = staticmethod(engine)
+        run = LoneRun(folder)
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )

@@ -1,0 +1,27 @@
+"""Programs of others that some tests need, and that not every machine has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def program(name: str, remedy: str) -> str:
+    """The path of a program; skips the test, saying what would bring it, where it is missing."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which(name, path=places)
+    if found is None:
+        pytest.skip(f"{name} is not installed: {remedy}")
+    return found
+
+
+FETCHED = ".ci/get-prometheus could not fetch it"
+
+
+def promtool() -> str:
+    """Prometheus' tool, to check what is written for it."""
+    return program("promtool", FETCHED)
