@@ -105,7 +105,9 @@ class Config:
     device: str = _flag(
         _one_of("auto", "cpu", "cuda"), "auto", "cpu, cuda, or auto: cuda where it works"
     )
-    threads: int = _flag(_natural, "0", "threads of one model's run; 0: half of the cores")
+    threads: int = _flag(
+        _natural, "0", "threads that advance one model's turns; 0: half of the cores, at least 2"
+    )
     max_rows: int = _flag(_count, "256", "turns of one model that advance at once")
     max_waiting: int = _flag(_natural, "1024", "turns of one model that wait for a row")
     max_sessions: int = _flag(_count, "100000", "sessions held at most")
@@ -117,6 +119,9 @@ class Config:
     )
     flush_tokens: int = _flag(_count, "16", "drawn tokens after which a message leaves")
     flush_interval: float = _flag(_seconds, "20ms", "time after which a message leaves")
+    flush_rate: int = _flag(
+        _count, "500", "messages a second of a model's streams together; many wait longer"
+    )
     write_timeout: float = _flag(_some_time, "30s", "how long a stream may stay unread")
     log_level: str = _flag(
         _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from google.rpc import status_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
-from unrolled_server.engine import EngineFailure
 from unrolled_server.errors import (
     Draining,
     FieldError,
@@ -17,6 +16,7 @@ from unrolled_server.errors import (
     ServerError,
     SlowReader,
 )
+from unrolled_server.lane import EngineFailure
 from unrolled_server.recording import Recording, recorded_deltas, recorded_outcome
 from unrolled_server.scoring import Scores, recorded_scores
 from unrolled_server.sessions import Session

@@ -1,347 +1,48 @@
-"""The engine: one thread that advances every turn of one model, a step at a time.
+"""The engine of one model: lanes, threads that each advance rows of their own.
 
-The row is the unit, the step is the clock (cellular batching: Gao et al., Low Latency RNN
-Inference with Cellular Batching, EuroSys 2018): rows join and leave between runs, and a run
-advances all of them, whether they are told their tokens or draw them.
+One thread keeps one core busy. Several that work at one product wait for each other at every
+product, and for whatever else runs on their cores; lanes wait for nobody. They share the graph
+and its weights, no row and no array.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from collections.abc import Sequence
 
-import numpy as np
-
-from unrolled_server.batch import WINDOW, Batch
-from unrolled_server.logs import log_event
-from unrolled_server.row import Row
-from unrolled_server.running import AnyRunner
-from unrolled_server.scheduler import Pace, Scheduler
-from unrolled_server.stats import EngineStats
+from unrolled_server.lane import Lane
+from unrolled_server.scheduler import FULL
+from unrolled_server.stats import EngineStats, total
 from unrolled_server.turn import Turn
-from unrolled_server.types import Delta, Ending, Floats, Tokens
-from unrolled_server.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
-
-Message = tuple[Turn, Delta | Ending | Exception]
-
-
-class EngineFailure(Exception):
-    """A run failed; the turn it was part of is lost, what it started from is not."""
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """When the tokens that a row has drawn leave for the front; its first leave at once."""
-
-    tokens: int = 16
-    seconds: float = 0.02
-    rate: float = 500.0
-    """Messages a second of all rows together: where rows are many, each waits longer."""
-
-    def interval(self, rows: int) -> float:
-        """Seconds from one message of a row to its next, where it has not drawn `tokens` before."""
-        return max(self.seconds, rows / self.rate)
 
 
 class Engine:
-    """Owns the rows of one model.
+    """Spreads turns over lanes. Every method may be called from any thread."""
 
-    Other threads call `start`, `submit`, `nudge` and `close`; the rest is the engine's thread's.
-    Messages reach their turns in the event loop, all those of a step with one wake-up.
-    """
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self._lanes = lanes
 
-    def __init__(
-        self,
-        name: str,
-        runner: AnyRunner,
-        vocabulary: Vocabulary,
-        capacity: int,
-        delivery: Delivery,
-        loop: asyncio.AbstractEventLoop,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.stats = EngineStats()
-        self._name = name
-        self._runner = runner
-        self._vocabulary = vocabulary
-        self._scheduler = Scheduler(capacity)
-        self._batch = Batch(capacity, vocabulary.size, vocabulary.end_tokens)
-        # A run that took longer than tokens may wait would only make them late.
-        self._pace = Pace(delivery.seconds)
-        self._delivery = delivery
-        self._loop = loop
-        self._clock = clock
-        self._mail: SimpleQueue[Turn | None] = SimpleQueue()
-        self._outbox: list[Message] = []
-        self._closing = False
-        self._nudged = False
-        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+    @property
+    def stats(self) -> EngineStats:
+        """What all lanes have counted."""
+        return total([lane.stats for lane in self._lanes])
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for lane in self._lanes:
+            lane.start()
 
     def submit(self, turn: Turn) -> None:
-        """Hand a turn over, from any thread."""
-        self._mail.put(turn)
+        """Hand a turn over to a lane, where it stays."""
+        counts = [lane.turns for lane in self._lanes]
+        free = next((place for place, count in enumerate(counts) if count < FULL), None)
+        self._lanes[counts.index(min(counts)) if free is None else free].submit(turn)
 
     def nudge(self) -> None:
-        """Have the flags of turns looked at, from any thread."""
-        self._mail.put(None)
+        """Have the flags of turns looked at."""
+        for lane in self._lanes:
+            lane.nudge()
 
     def close(self) -> None:
-        """End the thread; turns under way get no more messages."""
-        self._closing = True
-        self.nudge()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closing:
-            if self._scheduler.is_idle:
-                self._take_mail(self._mail.get())
-            self.step()
-
-    def step(self) -> None:
-        """Choose rows, run, commit, deliver; does not wait for any."""
-        started = self._clock()
-        try:
-            self._choose()
-            if self._batch.size:
-                rows, steps = self._batch.size, self._steps()
-                self._write_inputs(steps)
-                fed = self._runner.pending[:rows].copy()
-                before_run = self._clock()
-                tokens, logprobs = self._runner.run(rows, steps)
-                after_run = self._clock()
-                self._pace.observe(rows, steps, after_run - before_run)
-                self.stats.batch.observe(rows)
-                self._commit(tokens, logprobs, fed, after_run)
-                self._measure(started, before_run, after_run)
-        except Exception:
-            logger.exception("run_failed")
-            self._fail_all()
-        self._count_rows()
-        self._deliver()
-
-    # choose
-
-    def _read_mail(self) -> None:
-        """Take what has come."""
-        while True:
-            try:
-                self._take_mail(self._mail.get(block=False))
-            except Empty:
-                return
-
-    def _take_mail(self, turn: Turn | None) -> None:
-        if turn is None:
-            self._nudged = True
-        else:
-            self._admit(turn)
-
-    def _admit(self, turn: Turn) -> None:
-        try:
-            self._scheduler.add(Row(turn, self._vocabulary))
-        except Exception:
-            logger.exception("turn_refused")
-            self._outbox.append((turn, EngineFailure("the turn could not begin")))
-
-    def _choose(self) -> None:
-        """Settle who takes part in the next run."""
-        self._read_mail()
-        scheduler = self._scheduler
-        if self._nudged:
-            self._nudged = False
-            scheduler.drop_cancelled()
-            self._look_at_flags(range(self._batch.size))
-        scheduler.unpark()
-        while (row := scheduler.next_joining()) is not None:
-            self._join(row)
-
-    def _join(self, row: Row) -> None:
-        """Give a row the last place, unless it has nothing to do."""
-        place = self._batch.join(row)
-        sampling, runner = row.turn.task.sampling, self._runner
-        runner.load(place, row.state)
-        runner.pending[place] = row.pending
-        runner.temperature[place] = sampling.temperature
-        runner.top_k[place] = sampling.top_k
-        runner.top_p[place] = sampling.top_p
-        runner.min_p[place] = sampling.min_p
-        self._look_at_flags(range(place, place + 1))
-
-    def _look_at_flags(self, places: range) -> None:
-        """Do what the front asks of rows; those that have nothing left to do leave."""
-        batch = self._batch
-        for place in reversed(places):
-            row = self._scheduler.active[place]
-            if row.turn.cancelled:
-                self._leave(place)
-                continue
-            if row.turn.stopping and batch.draw_left[place] and row.stop():
-                batch.stop(place)
-            if batch.is_finished(place):
-                self._finish(place)
-
-    def _leave(self, place: int) -> None:
-        self._scheduler.leave(place)
-        self._batch.leave(place)
-        if place != self._batch.size:
-            self._runner.move(self._batch.size, place)
-
-    def _finish(self, place: int) -> None:
-        """Send a row's last messages and free its place."""
-        row, now = self._scheduler.active[place], self._clock()
-        row.take(self._batch.take(place), None)
-        before = row.flushed
-        state, pending = self._runner.save(place), int(self._runner.pending[place])
-        delta, ending = row.finish(state, pending, self._batch.position(place), now)
-        if delta is not None:
-            self._send(row, delta, before, now)
-        self._outbox.append((row.turn, ending))
-        if row.turn.task.scores:
-            self.stats.scored_tokens += ending.told
-        else:
-            self.stats.prompt_tokens += ending.told
-        self._leave(place)
-
-    def _park(self, place: int) -> None:
-        """Keep a row whose reader is behind out of the batch."""
-        row = self._scheduler.active[place]
-        row.state, row.pending = self._runner.save(place), int(self._runner.pending[place])
-        self._batch.put_back(place, row)
-        self._leave(place)
-        self._scheduler.park(row)
-
-    def _count_rows(self) -> None:
-        scheduler, stats = self._scheduler, self.stats
-        stats.active = len(scheduler.active)
-        stats.waiting = len(scheduler.waiting)
-        stats.parked = len(scheduler.parked)
-
-    # run
-
-    def _steps(self) -> int:
-        """Steps of the next run: no row ends inside it, but for the sake of its text."""
-        rows = self._batch.size
-        return min(self._pace.steps(rows), self._runner.most_steps(rows), self._batch.most_steps())
-
-    def _write_inputs(self, steps: int) -> None:
-        batch, runner, active = self._batch, self._runner, self._scheduler.active
-        runner.filtered[...] = batch.filters()
-        runner.wants_logprobs[...] = batch.wants_logprobs()
-        runner.uniforms(batch.size, steps)[...] = batch.uniforms(steps)
-        told = runner.told(batch.size, steps)
-        told.fill(-1)
-        if batch.is_telling():
-            for place in batch.short():
-                left = int(batch.tell_left[place])
-                batch.hand(place, active[place].told(left, WINDOW))
-            batch.write_told(told)
-
-    # commit
-
-    def _commit(self, tokens: Tokens, logprobs: Floats, fed: Tokens, now: float) -> None:
-        """Give rows the tokens of the run; those that ended in it leave, some after going back."""
-        batch, delivery = self._batch, self._delivery
-        batch.advance(tokens)
-        for place in batch.watched(tokens):
-            self._take(place, tokens, logprobs, int(fed[place]), now)
-        overflowed = np.flatnonzero(np.isnan(logprobs[:, :, 0]).any(0)).tolist()
-        leaving = dict.fromkeys(batch.finished(), self._finish)
-        for place in batch.due(now, delivery.tokens, delivery.interval(batch.size)):
-            if place not in leaving and self._flush(place, now):
-                leaving[place] = self._park
-        self._runner.fetch(list(leaving))
-        leaving.update(dict.fromkeys(overflowed, self._fail))
-        for place in sorted(leaving, reverse=True):
-            leaving[place](place)
-
-    def _take(self, place: int, tokens: Tokens, logprobs: Floats, fed: int, now: float) -> None:
-        """Give a row its tokens of the run; it goes back if its text ended before the run did."""
-        row, batch, steps = self._scheduler.active[place], self._batch, len(tokens)
-        told = int(batch.told[place])
-        if row.turn.task.scores:
-            row.score(tokens[:told, place].tolist(), logprobs[:told, place])
-            if row.has_scores:
-                self._flush(place, now)
-            return
-        dropped = row.take(batch.take(place), logprobs[told:, place])
-        if row.has_ended:
-            batch.stop(place)
-        if dropped:
-            kept = steps - dropped
-            self._runner.rewind(place, fed)
-            row.replay()
-            batch.tell_again(place, tokens[:kept, place], steps)
-        batch.taken(place, row)
-
-    def _flush(self, place: int, now: float) -> bool:
-        """Send what a row has; returns whether its reader is behind."""
-        row = self._scheduler.active[place]
-        row.take(self._batch.take(place), None)
-        before = row.flushed
-        delta = row.flush(now)
-        if delta is not None:
-            self._send(row, delta, before, now)
-        self._batch.taken(place, row)
-        return self._scheduler.is_behind(row)
-
-    def _fail(self, place: int) -> None:
-        """A row's state has left the range of float32, as that of a ReLU network can."""
-        row = self._scheduler.active[place]
-        log_event(logger, logging.ERROR, "state_overflow", model=self._name)
-        self._outbox.append((row.turn, EngineFailure("the state is not finite any more")))
-        self._leave(place)
-
-    def _send(self, row: Row, delta: Delta, before: float | None, now: float) -> None:
-        self._outbox.append((row.turn, delta))
-        count = len(delta.token_ids)
-        if row.turn.task.scores or not count:
-            return
-        self.stats.generated_tokens += count
-        if before is None:
-            self.stats.first_token.observe(now - row.turn.created)
-        else:
-            self.stats.inter_token.observe((now - before) / count, count)
-
-    def _measure(self, started: float, before_run: float, after_run: float) -> None:
-        parts = self.stats.parts
-        host = before_run - started + self._clock() - after_run
-        parts["host"].observe(host)
-        parts["run"].observe(after_run - before_run)
-
-    def _fail_all(self) -> None:
-        """A run failed: no row's state is sound any more."""
-        self.stats.failures += 1
-        for row in self._scheduler.active:
-            self._outbox.append((row.turn, EngineFailure("a run failed")))
-        self._scheduler.active.clear()
-        self._batch.size = 0
-
-    # deliver
-
-    def _deliver(self) -> None:
-        """Hand all messages of the step to the event loop, with one wake-up."""
-        if not self._outbox:
-            return
-        messages, self._outbox = self._outbox, []
-        started = self._clock()
-        try:
-            self._loop.call_soon_threadsafe(_receive, messages)
-        except RuntimeError:
-            # The loop is closed: the server is past its end, and nobody waits.
-            self._closing = True
-        self.stats.parts["delivery"].observe(self._clock() - started)
-
-
-def _receive(messages: list[Message]) -> None:
-    for turn, message in messages:
-        turn.receive(message)
+        """End the threads; turns under way get no more messages."""
+        for lane in self._lanes:
+            lane.close()

@@ -1,9 +1,10 @@
-"""Which runner a model gets: on a device where one is asked for and there, else on the CPU."""
+"""Which runners a model gets: one on a device where that is asked for and there, else CPU lanes."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from unrolled_server.device_runner import GRAPHS, DeviceConfig, DeviceRunner
@@ -17,13 +18,17 @@ from unrolled_server.runner import (
     has_cuda,
 )
 from unrolled_server.running import AnyRunner
+from unrolled_server.scheduler import FULL
 
 logger = logging.getLogger(__name__)
 
 ENGINE = "engine.onnx"
+LARGEST_IN_ONE_THREAD = 128 << 20
+"""Bytes of a graph up to which each lane runs it in one thread. A larger one has a single lane and
+products that all threads work at: a lone row would have to wait too long for one thread."""
 
 
-def open_runner(
+def open_runners(
     folder: Path,
     files: Collection[str],
     states: tuple[StateSpec, ...],
@@ -32,8 +37,10 @@ def open_runner(
     config: RunnerConfig,
     *,
     halves: bool,
-) -> AnyRunner:
-    """A runner of the graphs in `folder`, which has `files`; `halves`: their weights fit in fp16.
+) -> Sequence[AnyRunner]:
+    """Runners for `rows` rows together, one for each lane, of the graphs in `folder`.
+
+    It has `files`; `halves`: their weights fit in fp16.
 
     Raises RunnerError for graphs that cannot be run, or that `--device cuda` lacks; DeviceError
     where that device does not run them.
@@ -44,11 +51,27 @@ def open_runner(
             if missing:
                 raise RunnerError(f"{missing[0]} is not there: export the model with --device cuda")
             device = DeviceConfig("cuda", tf32=halves)
-            return DeviceRunner(folder, states, vocabulary, rows, device)
+            return [DeviceRunner(folder, states, vocabulary, rows, device)]
         except (RunnerError, DeviceError) as error:
             if config.device == "cuda":
                 raise
             log_event(logger, logging.WARNING, "device_unused", reason=str(error))
     if config.device == "cuda":
         raise DeviceError("--device cuda: no CUDA device, or no onnxruntime that can use it")
-    return Runner(folder / ENGINE, states, vocabulary, rows, config)
+    return _runners(folder / ENGINE, states, vocabulary, rows, config.threads or default_threads())
+
+
+def _runners(
+    graph: Path, states: tuple[StateSpec, ...], vocabulary: int, rows: int, threads: int
+) -> Sequence[AnyRunner]:
+    if graph.stat().st_size > LARGEST_IN_ONE_THREAD:
+        return [Runner(graph, states, vocabulary, rows, threads)]
+    lanes = max(1, min(threads, rows // FULL))
+    runner = Runner(graph, states, vocabulary, -(-rows // lanes))
+    return [runner, *(runner.another() for _ in range(lanes - 1))]
+
+
+def default_threads() -> int:
+    """Half of the cores, for there is more to do than runs, but two where there are two."""
+    cores = os.cpu_count() or 1
+    return min(cores, max(2, cores // 2))

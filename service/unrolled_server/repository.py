@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from unrolled.v1 import model_pb2
 from unrolled_server.engine import Engine
 from unrolled_server.logs import log_event
 from unrolled_server.models import Entry, Models, ServedModel
-from unrolled_server.opening import ENGINE, open_runner
+from unrolled_server.opening import ENGINE, open_runners
 from unrolled_server.runner import DeviceError, RunnerConfig, StateSpec
 from unrolled_server.running import AnyRunner
 from unrolled_server.types import Floats
@@ -35,7 +35,7 @@ up to 1.004 becomes the byte of 1."""
 
 VERSION = re.compile("[1-9][0-9]{0,17}")
 
-StartEngine = Callable[[str, AnyRunner, Vocabulary], Engine]
+StartEngine = Callable[[str, Sequence[AnyRunner], Vocabulary], Engine]
 
 
 class LoadError(Exception):
@@ -115,16 +115,16 @@ def _load(
     states = tuple(_state(state) for state in manifest.states)
     files = {file.name for file in manifest.files}
     halves = manifest.precision == model_pb2.PRECISION_FP16
-    runner = open_runner(folder, files, states, vocabulary.size, rows, config, halves=halves)
+    runners = open_runners(folder, files, states, vocabulary.size, rows, config, halves=halves)
     label = f"{manifest.name}/{manifest.version}"
     return ServedModel(
         manifest.name,
         manifest.version,
         manifest.fingerprint,
-        runner.state_size,
+        runners[0].state_size,
         vocabulary,
-        start_engine(label, runner, vocabulary),
-        runner.device,
+        start_engine(label, runners, vocabulary),
+        runners[0].device,
         _state_bounds(manifest),
     )
 

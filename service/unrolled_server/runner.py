@@ -8,8 +8,8 @@ last run are still there when a row turns out to have gone too far.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,6 @@ from numpy.typing import NDArray
 from unrolled_server.types import MAX_STEPS, Floats, Tokens
 
 MAX_BINDINGS = 1024
-FEW_ROWS = 8
-"""Below so many rows, waking threads for each product costs more than they do."""
-LARGEST_TWICE = 128 << 20
-"""Bytes up to which a graph is held twice, for one thread and for many. The products of larger
-ones are worth threads for a single row."""
 LOGPROBS_BYTES = 64 << 20
 """Of a run's log-probabilities, where that leaves more than one step."""
 
@@ -60,7 +55,7 @@ class RunnerConfig:
     device: str = "auto"
     """cpu, cuda, or auto: cuda where a real session runs on it; see `opening`."""
     threads: int = 0
-    """Threads of one run; 0: one for few rows; for more, half of the cores, but no fewer than 2."""
+    """Threads that advance rows; 0: half of the cores, and two where there are two."""
 
 
 class Runner:
@@ -72,17 +67,29 @@ class Runner:
         states: tuple[StateSpec, ...],
         vocabulary: int,
         rows: int,
-        config: RunnerConfig,
+        threads: int = 1,
     ) -> None:
-        self._few, self._many = _open_sessions(graph, config)
+        """`threads` work at each product. Raises RunnerError."""
+        self._session = _open_session(graph, threads)
         self.device = "cpu"
         self._specs = states
         self._vocabulary = vocabulary
-        check_signature(graph.name, self._many, states, vocabulary)
+        check_signature(graph.name, self._session, states, vocabulary)
         self.state_size = sum(spec.size for spec in states)
         self._initial = np.concatenate([spec.start for spec in states])
+        self._make_room(rows)
+
+    def another(self) -> Runner:
+        """A runner of the same graph with as many rows of its own; they share the weights."""
+        other = copy(self)
+        other._make_room(len(self.pending))
+        return other
+
+    def _make_room(self, rows: int) -> None:
+        """Allocate everything that runs read and write."""
+        vocabulary = self._vocabulary
         self._states = tuple(
-            [np.zeros((rows, spec.size), np.float32) for spec in states] for _ in range(2)
+            [np.zeros((rows, spec.size), np.float32) for spec in self._specs] for _ in range(2)
         )
         self._current = 0
         self._row_steps = row_steps = _row_steps(rows, vocabulary)
@@ -120,7 +127,7 @@ class Runner:
         Returns the tokens [steps, rows] and log-probabilities [steps, rows, V], views that
         are good until the next run. The last token of each row becomes its pending one.
         """
-        self._session(rows).run_with_iobinding(self._binding(rows, steps))
+        self._session.run_with_iobinding(self._binding(rows, steps))
         self._current = 1 - self._current
         tokens = self._tokens[: rows * steps].reshape(steps, rows)
         self.pending[:rows] = tokens[-1]
@@ -160,9 +167,6 @@ class Runner:
         ):
             array[target] = array[source]
 
-    def _session(self, rows: int) -> onnxruntime.InferenceSession:
-        return self._few if rows < FEW_ROWS else self._many
-
     def _binding(self, rows: int, steps: int) -> onnxruntime.IOBinding:
         """The arrays bound for a run of this size, made once."""
         key = (rows, steps, self._current)
@@ -174,7 +178,7 @@ class Runner:
         return binding
 
     def _bind(self, rows: int, steps: int) -> onnxruntime.IOBinding:
-        binding = self._session(rows).io_binding()
+        binding = self._session.io_binding()
         before, after = self._states[self._current], self._states[1 - self._current]
         inputs: dict[str, NDArray[np.generic]] = {
             "pending": self.pending[:rows],
@@ -230,23 +234,11 @@ def check_device(device: str) -> None:
         raise DeviceError("--device cuda: no CUDA device, or no onnxruntime that can use it")
 
 
-def _open_sessions(
-    graph: Path, config: RunnerConfig
-) -> tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]:
-    """Sessions for few rows and for many, maybe one and the same."""
-    cores = os.cpu_count() or 1
-    threads = config.threads or min(cores, max(2, cores // 2))
-    many = few = _open_session(graph, threads)
-    if not config.threads and threads > 1 and graph.stat().st_size <= LARGEST_TWICE:
-        few = _open_session(graph, 1)
-    return few, many
-
-
 def _open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin between runs take cores from gRPC; see ARCHITECTURE.md.
+    # Threads that spin between runs take cores from everything else; see ARCHITECTURE.md.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:

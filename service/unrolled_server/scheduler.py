@@ -7,6 +7,9 @@ from collections import deque
 from unrolled_server.row import Row
 from unrolled_server.types import MAX_STEPS
 
+FULL = 16
+"""Turns that one lane has before the next gets any: products of few rows cost more per row."""
+
 MAX_UNREAD = 1024
 """Tokens a reader may be behind before its row, where it draws, leaves the batch."""
 

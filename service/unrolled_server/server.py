@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import grpc.aio
@@ -22,8 +23,9 @@ from unrolled.v1 import (
 )
 
 from unrolled_server.config import Config
-from unrolled_server.engine import Delivery, Engine
+from unrolled_server.engine import Engine
 from unrolled_server.interceptor import CallInterceptor
+from unrolled_server.lane import Delivery, Lane
 from unrolled_server.logs import log_event
 from unrolled_server.metrics import RpcMetrics, server_registry
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
@@ -113,11 +115,12 @@ async def serve(config: Config) -> None:
 
 
 def _load(config: Config) -> Models:
-    delivery = Delivery(config.flush_tokens, config.flush_interval)
+    delivery = Delivery(config.flush_tokens, config.flush_interval, config.flush_rate)
     loop = asyncio.get_running_loop()
 
-    def start_engine(label: str, runner: AnyRunner, vocabulary: Vocabulary) -> Engine:
-        engine = Engine(label, runner, vocabulary, config.max_rows, delivery, loop)
+    def start_engine(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
+        share, rows = delivery.shared(len(runners)), -(-config.max_rows // len(runners))
+        engine = Engine([Lane(label, each, vocabulary, rows, share, loop) for each in runners])
         engine.start()
         return engine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from itertools import accumulate
 
 LATENCY = (
@@ -27,6 +28,11 @@ class Tally:
         self._counts[bisect_left(self.bounds, value)] += count
         self.sum += value * count
 
+    def add(self, other: Tally) -> None:
+        """Count what `other`, with the same bounds, has counted."""
+        self._counts = [sum(both) for both in zip(self._counts, other._counts, strict=True)]
+        self.sum += other.sum
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Pairs of upper bound and observations up to it, +Inf last, as Prometheus has them."""
         names = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
@@ -48,3 +54,22 @@ class EngineStats:
         self.inter_token = Tally(LATENCY)
         self.batch = Tally(BATCH)
         self.parts = {part: Tally(LATENCY) for part in ("run", "host", "delivery")}
+
+    def add(self, other: EngineStats) -> None:
+        """Count what `other` has counted."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            if isinstance(value, int):
+                setattr(self, name, mine + value)
+            elif isinstance(value, Tally):
+                mine.add(value)
+        for part, tally in other.parts.items():
+            self.parts[part].add(tally)
+
+
+def total(each: Iterable[EngineStats]) -> EngineStats:
+    """What several have counted together."""
+    stats = EngineStats()
+    for one in each:
+        stats.add(one)
+    return stats

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ from support.oracle import Draw, LoneRun, LoneSequence, State, uniform
 from unrolled_server import opening
 from unrolled_server.device_memory import open_session
 from unrolled_server.device_runner import FILTERS, GRAPHS, STEP, DeviceConfig, DeviceRunner
-from unrolled_server.engine import Delivery, Engine
-from unrolled_server.opening import open_runner
-from unrolled_server.runner import DeviceError, Runner, RunnerConfig, RunnerError, StateSpec
+from unrolled_server.lane import Delivery, Lane
+from unrolled_server.opening import open_runners
+from unrolled_server.runner import DeviceError, RunnerConfig, RunnerError, StateSpec
 from unrolled_server.running import AnyRunner
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import MAX_STEPS, Checkpoint, Delta, Ending, Floats, Sampling
@@ -237,19 +237,19 @@ def test_a_state_that_is_not_finite_shows_in_the_log_probabilities(exported: Exp
 
 
 @pytest.fixture
-def engines(exported: Exported) -> Iterator[list[Engine]]:
-    engines: list[Engine] = []
+def engines(exported: Exported) -> Iterator[list[Lane]]:
+    engines: list[Lane] = []
     yield engines
     for engine in engines:
         engine.close()
 
 
-def started(exported: Exported, engines: list[Engine], *, wants_logprobs: bool) -> Engine:
+def started(exported: Exported, engines: list[Lane], *, wants_logprobs: bool) -> Lane:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     runner = exported.runner()
     runner.wants_logprobs[...] = wants_logprobs
     loop = asyncio.get_running_loop()
-    engine = Engine("device", cast(Runner, runner), vocabulary, ROWS, Delivery(), loop)
+    engine = Lane("device", runner, vocabulary, ROWS, Delivery(), loop)
     engines.append(engine)
     engine.start()
     return engine
@@ -282,7 +282,7 @@ def lone(exported: Exported, seed: int) -> LoneSequence:
 
 @pytest.mark.parametrize("wants_logprobs", [True, False])
 async def test_turns_are_those_of_a_lone_run(
-    exported: Exported, engines: list[Engine], wants_logprobs: bool
+    exported: Exported, engines: list[Lane], wants_logprobs: bool
 ) -> None:
     """More turns than places, some of which end at a stop string inside a run."""
     engine = started(exported, engines, wants_logprobs=wants_logprobs)
@@ -312,7 +312,7 @@ async def test_turns_are_those_of_a_lone_run(
 
 
 async def test_log_probabilities_are_those_of_pytorch(
-    exported: Exported, engines: list[Engine]
+    exported: Exported, engines: list[Lane]
 ) -> None:
     engine = started(exported, engines, wants_logprobs=True)
     turns = [turn(seed, 40, logprobs=0) for seed in range(ROWS)]
@@ -333,7 +333,10 @@ async def test_log_probabilities_are_those_of_pytorch(
 
 def opened(exported: Exported, device: str, files: tuple[str, ...] = GRAPHS) -> AnyRunner:
     config = RunnerConfig(device, 1)
-    return open_runner(exported.folder, files, exported.specs, SIZE, ROWS, config, halves=False)
+    (runner,) = open_runners(
+        exported.folder, files, exported.specs, SIZE, ROWS, config, halves=False
+    )
+    return runner
 
 
 def test_cuda_without_a_device_is_refused_and_auto_takes_the_cpu(

@@ -11,8 +11,8 @@ import pytest
 from support.calls import SECONDS
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
-from unrolled_server.engine import Delivery, Engine, EngineFailure
-from unrolled_server.runner import Runner, RunnerConfig, StateSpec
+from unrolled_server.lane import Delivery, EngineFailure, Lane
+from unrolled_server.runner import Runner, StateSpec
 from unrolled_server.scheduler import MAX_UNREAD
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Ending, Floats, Sampling, Tokens
@@ -38,16 +38,15 @@ def runner(repository: Repository) -> UnsteadyRunner:
     folder = repository.path / "lstm" / "1"
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
-    config = RunnerConfig("cpu", 1)
     graph = folder / "engine.onnx"
-    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, config)
+    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS)
 
 
 @pytest.fixture
-async def engine(runner: UnsteadyRunner) -> AsyncIterator[Engine]:
+async def engine(runner: UnsteadyRunner) -> AsyncIterator[Lane]:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     loop = asyncio.get_running_loop()
-    engine = Engine("lstm", runner, vocabulary, ROWS, Delivery(), loop)
+    engine = Lane("lstm", runner, vocabulary, ROWS, Delivery(), loop)
     engine.start()
     yield engine
     engine.close()
@@ -76,7 +75,7 @@ def lone_draws(repository: Repository, seed: int, draws: int) -> list[int]:
     return [sequence.draw(Draw())[0] for _ in range(draws)]
 
 
-async def test_more_turns_than_rows_all_end_right(engine: Engine, repository: Repository) -> None:
+async def test_more_turns_than_rows_all_end_right(engine: Lane, repository: Repository) -> None:
     turns = [turn(seed, 5 + seed % 11) for seed in range(5 * ROWS)]
     for each in turns:
         engine.submit(each)
@@ -86,7 +85,7 @@ async def test_more_turns_than_rows_all_end_right(engine: Engine, repository: Re
 
 
 async def test_a_failed_run_fails_its_turns_and_no_others(
-    engine: Engine, runner: UnsteadyRunner, repository: Repository
+    engine: Lane, runner: UnsteadyRunner, repository: Repository
 ) -> None:
     runner.failures = 1
     lost = turn(1, 20)
@@ -100,7 +99,7 @@ async def test_a_failed_run_fails_its_turns_and_no_others(
 
 
 async def test_a_turn_that_nobody_reads_waits_and_goes_on_where_it_was(
-    engine: Engine, repository: Repository
+    engine: Lane, repository: Repository
 ) -> None:
     draws = 3 * MAX_UNREAD
     unread = turn(3, draws)
@@ -121,7 +120,7 @@ async def test_a_turn_that_nobody_reads_waits_and_goes_on_where_it_was(
 
 
 async def test_a_cancelled_turn_gives_its_row_to_the_next(
-    engine: Engine, repository: Repository
+    engine: Lane, repository: Repository
 ) -> None:
     endless = [turn(seed, 10**9) for seed in range(ROWS)]
     for each in endless:
@@ -140,7 +139,7 @@ async def test_tokens_that_are_rarely_delivered_arrive_all(
 ) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     loop, rarely = asyncio.get_running_loop(), Delivery(tokens=10**9, seconds=1e9)
-    engine = Engine("lstm", runner, vocabulary, ROWS, rarely, loop)
+    engine = Lane("lstm", runner, vocabulary, ROWS, rarely, loop)
     engine.start()
     each = turn(5, 3 * MAX_UNREAD)
     engine.submit(each)

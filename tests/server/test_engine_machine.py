@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
-from unrolled_server.engine import Delivery, Engine
-from unrolled_server.runner import Runner, RunnerConfig, StateSpec
+from unrolled_server.lane import Delivery, Lane
+from unrolled_server.runner import Runner, StateSpec
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
@@ -99,7 +99,7 @@ kinds = st.builds(
 class EngineMachine(RuleBasedStateMachine):
     """Hypothesis drives; `make_engine` and `run` are set by the test."""
 
-    make_engine: Callable[[Clock], Engine]
+    make_engine: Callable[[Clock], Lane]
     run: LoneRun
 
     def __init__(self) -> None:
@@ -224,11 +224,11 @@ def test_every_turn_draws_what_it_draws_alone(repository: Repository) -> None:
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], NEWLINE, (END,), None)
-    runner = Runner(folder / "engine.onnx", specs, len(CHARACTERS), PLACES, RunnerConfig("cpu", 1))
+    runner = Runner(folder / "engine.onnx", specs, len(CHARACTERS), PLACES)
 
-    def engine(clock: Clock) -> Engine:
+    def engine(clock: Clock) -> Lane:
         loop = cast(asyncio.AbstractEventLoop, Immediate())
-        return Engine("lstm", runner, vocabulary, PLACES, Delivery(), loop, clock)
+        return Lane("lstm", runner, vocabulary, PLACES, Delivery(), loop, clock)
 
     class Machine(EngineMachine):
         make_engine = staticmethod(engine)

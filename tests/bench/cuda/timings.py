@@ -6,13 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from unrolled_server.device_runner import DeviceRunner
-from unrolled_server.engine import Delivery, Engine
-from unrolled_server.runner import Runner
+from unrolled_server.lane import Delivery, Lane
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Ending, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
@@ -46,7 +45,7 @@ def tokens_per_second(runner: DeviceRunner, rows: int, steps: int, seconds: floa
 def engine_tokens_per_second(
     subject: Subject, models: Path, rows: int, device: str, seconds: float
 ) -> float:
-    """Of `rows` endless turns through an Engine, delivered to a loop that reads them all."""
+    """Of `rows` endless turns through an Lane, delivered to a loop that reads them all."""
     return asyncio.run(_under_engine(subject.runner(models, rows, device), subject, rows, seconds))
 
 
@@ -54,7 +53,7 @@ async def _under_engine(runner: DeviceRunner, subject: Subject, rows: int, secon
     characters = [chr(0x100 + token).encode() for token in range(subject.vocabulary)]
     vocabulary = CharacterVocabulary(characters, None, (), None)
     loop = asyncio.get_running_loop()
-    engine = Engine("bench", cast(Runner, runner), vocabulary, rows, Delivery(), loop)
+    engine = Lane("bench", runner, vocabulary, rows, Delivery(), loop)
     engine.start()
     readers = [asyncio.create_task(_read(engine, seed)) for seed in range(rows)]
     async with asyncio.timeout(WARM_SECONDS):
@@ -70,7 +69,7 @@ async def _under_engine(runner: DeviceRunner, subject: Subject, rows: int, secon
     return rate
 
 
-async def _read(engine: Engine, seed: int) -> None:
+async def _read(engine: Lane, seed: int) -> None:
     """One turn after the other."""
     told = np.array([seed % 7, 1], np.int32)
     while True:
