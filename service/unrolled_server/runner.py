@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import onnxruntime
@@ -79,7 +80,7 @@ class Runner:
         self._initial = np.concatenate([spec.start for spec in states])
         self._make_room(rows)
 
-    def another(self) -> Runner:
+    def another(self) -> Self:
         """A runner of the same graph with as many rows of its own; they share the weights."""
         other = copy(self)
         other._make_room(len(self.pending))

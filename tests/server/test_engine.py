@@ -11,22 +11,25 @@ import pytest
 from support.calls import SECONDS
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
+from unrolled_server.engine import Engine
 from unrolled_server.lane import Delivery, EngineFailure, Lane
 from unrolled_server.runner import Runner, StateSpec
-from unrolled_server.scheduler import MAX_UNREAD
+from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import Checkpoint, Ending, Floats, Sampling, Tokens
+from unrolled_server.types import MAX_STEPS, Checkpoint, Ending, Floats, Sampling, Tokens
 from unrolled_server.vocabulary import CharacterVocabulary
 
 ROWS = 4
 
 
 class UnsteadyRunner(Runner):
-    """Fails as many runs as it is told to."""
+    """Fails as many runs as it is told to, and counts them all."""
 
     failures = 0
+    runs = 0
 
     def run(self, rows: int, steps: int) -> tuple[Tokens, Floats]:
+        self.runs += 1
         if self.failures:
             self.failures -= 1
             raise RuntimeError("made to fail")
@@ -147,3 +150,58 @@ async def test_tokens_that_are_rarely_delivered_arrive_all(
         tokens, _ = await finish(each)
     engine.close()
     assert tokens == lone_draws(repository, 5, 3 * MAX_UNREAD)
+
+
+async def test_lanes_share_the_work_and_no_row(
+    repository: Repository, runner: UnsteadyRunner
+) -> None:
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    loop, runners = asyncio.get_running_loop(), [runner, runner.another()]
+    engine = Engine([Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners])
+    turns = [turn(seed, 5 + seed % 11) for seed in range(FULL + 3)]
+    for each in turns:
+        engine.submit(each)
+    engine.start()
+    for seed, each in enumerate(turns):
+        tokens, _ = await finish(each)
+        assert tokens == lone_draws(repository, seed, 5 + seed % 11)
+    engine.close()
+    assert all(each.runs for each in runners)
+    assert engine.stats.generated_tokens == sum(5 + seed % 11 for seed in range(FULL + 3))
+
+
+async def test_few_turns_stay_in_one_lane(runner: UnsteadyRunner) -> None:
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    loop, other = asyncio.get_running_loop(), runner.another()
+    lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in (runner, other)]
+    engine = Engine(lanes)
+    turns = [turn(seed, 5) for seed in range(FULL)]
+    for each in turns:
+        engine.submit(each)
+    engine.start()
+    for each in turns:
+        await finish(each)
+    engine.close()
+    assert not other.runs
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"), [(1, 0.02), (10, 0.02), (11, 0.022), (64, 0.128), (256, 0.512)]
+)
+def test_many_rows_send_their_messages_less_often(rows: int, seconds: float) -> None:
+    assert Delivery().interval(rows) == pytest.approx(seconds)
+
+
+def test_lanes_share_the_rate_of_messages() -> None:
+    assert Delivery(rate=600).shared(3).interval(100) == pytest.approx(0.5)
+
+
+def test_a_run_takes_no_longer_than_a_message_may_wait() -> None:
+    pace = Pace(0.02)
+    assert pace.steps(1) == MAX_STEPS
+    pace.observe(rows=2, steps=4, seconds=0.016)
+    assert pace.steps(2) == pace.steps(1) == 5
+    assert pace.steps(4) == 2
+    assert pace.steps(64) == 1
+    pace.observe(rows=64, steps=1, seconds=0.001)
+    assert pace.steps(64) == MAX_STEPS
