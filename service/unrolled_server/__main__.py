@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from unrolled_server.config import ConfigError, parse_config
+from unrolled_server.failpoints import FailpointSyntaxError
 from unrolled_server.logs import set_up_logs
 
 # onnxruntime reports its use to its maker unless told not to before it is loaded.
@@ -16,6 +17,7 @@ try:
     from unrolled_server.runner import DeviceError
     from unrolled_server.sealing import KeyFileError
     from unrolled_server.server import BindError, serve
+    from unrolled_server.store import StoreOpenError
 except ModuleNotFoundError as error:
     # The client alone is installed; its environment has this command all the same.
     sys.exit(f"unrolled-server: {error.name} is missing: pip install '.[server]'")
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logs(config.log_level, config.log_format)
     try:
         asyncio.run(serve(config))
-    except (BindError, DeviceError, KeyFileError) as error:
+    except (BindError, DeviceError, FailpointSyntaxError, KeyFileError, StoreOpenError) as error:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 1
     return 0

@@ -66,6 +66,15 @@ def _file(text: str) -> Path:
     return path
 
 
+def _store(text: str) -> str:
+    kind, _, path = text.partition(":")
+    if text != "memory" and not (kind == "sqlite" and path):
+        raise ValueError("memory, or sqlite:FILE")
+    if path and not Path(path).parent.is_dir():
+        raise ValueError(f"there is no folder {Path(path).parent}")
+    return text
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in choices:
@@ -110,10 +119,18 @@ class Config:
     )
     max_rows: int = _flag(_count, "256", "turns of one model that advance at once")
     max_waiting: int = _flag(_natural, "1024", "turns of one model that wait for a row")
-    max_sessions: int = _flag(_count, "100000", "sessions held at most")
+    max_sessions: int = _flag(
+        _count, "100000", "sessions held at most; with a store, in memory at most"
+    )
     max_tokens: int = _flag(_count, "65536", "largest max_tokens of a turn")
     max_prompt_bytes: int = _flag(_count, "1048576", "longest prompt or text")
     session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
+    store: str = _flag(_store, "memory", "where sessions are kept: memory, or sqlite:FILE")
+    store_sync: str = _flag(
+        _one_of("full", "normal"),
+        "full",
+        "full: a turn is on disk before its answer; normal: safe from the server's crash alone",
+    )
     seal_key_file: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
         _file, "keys that snapshots of sessions are sealed with; without it there are none"
     )

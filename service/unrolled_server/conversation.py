@@ -181,21 +181,21 @@ class Conversation:
         if opening.session:
             if seed is not None:
                 raise InvalidField("seed", "an existing session keeps its seed")
-            self._session = self._turns.sessions.get(opening.session)
+            self._session = await self._turns.sessions.load(opening.session)
         else:
             model = self._turns.models.model(opening.model)
-            self._session = self._turns.sessions.create(model, seed)
-        await self._event(command, opened=session_message(self._session))
+            self._session = await self._turns.sessions.create(model, seed)
+        await self._event(command, opened=session_message(self._session.view))
 
     async def _complete(self, command: Command, request: TurnRequest) -> None:
-        if (answer := self._turns.answered(request)) is not None:
+        if (answer := await self._turns.answered(request)) is not None:
             command.committed = True
             for part in recorded_deltas(answer):
                 await self._event(command, delta=part)
             await self._event(command, outcome=recorded_outcome(answer))
             return
         recording = Recording(request.key)
-        async with self._turns.begin(request, recording.answer) as turn:
+        async with await self._turns.begin(request, recording.answer) as turn:
             command.turn = turn
             if command.stopped:
                 turn.stop()
@@ -207,12 +207,12 @@ class Conversation:
         await self._event(command, outcome=outcome_message(turn.outcome))
 
     async def _score(self, command: Command, request: TurnRequest) -> None:
-        if (answer := self._turns.answered(request)) is not None:
+        if (answer := await self._turns.answered(request)) is not None:
             await self._event(command, score=recorded_scores(answer))
             await self._event(command, outcome=recorded_outcome(answer))
             return
         scores = Scores(command.message.score.HasField("logprobs"), request.key)
-        beginning = self._turns.begin(request, scores.answer)
+        beginning = await self._turns.begin(request, scores.answer)
         scores.check_size(request, beginning)
         async with beginning as turn:
             async for delta in turn:

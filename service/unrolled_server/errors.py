@@ -20,6 +20,10 @@ nothing of gRPC. One interceptor turns it into a status.
     +-- SlowReader
     +-- Draining
     +-- SnapshotsDisabled     there is no key to seal them
+    +-- ModelNotServed        that a stored session is of
+    +-- RecordCorrupt         of a stored session
+    +-- StoreFull
+    +-- StoreUnavailable
 """
 
 from __future__ import annotations
@@ -199,6 +203,48 @@ class SnapshotsDisabled(ServerError):
         super().__init__(
             "sessions are neither exported nor imported here: the server has no --seal-key-file"
         )
+
+
+class ModelNotServed(ServerError):
+    """The session is in the store, and its model is not in the repository."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "MODEL_NOT_SERVED"
+
+    def __init__(self, session: str, model: str, fingerprint: str) -> None:
+        super().__init__(
+            f"session {session!r} is of {model} with fingerprint {fingerprint}, not served",
+            session=session,
+            model=model,
+            fingerprint=fingerprint,
+        )
+
+
+class RecordCorrupt(ServerError):
+    code = "DATA_LOSS"
+    reason = "RECORD_CORRUPT"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"session {session!r} is lost: its record does not match its checksum", session=session
+        )
+
+
+class StoreFull(ServerError):
+    code = "RESOURCE_EXHAUSTED"
+    reason = "STORE_FULL"
+
+    def __init__(self, store: str) -> None:
+        super().__init__(f"the session store ({store}) has no room left", store=store)
+
+
+class StoreUnavailable(ServerError):
+    code = "UNAVAILABLE"
+    reason = "STORE_UNAVAILABLE"
+    retry_after = 1.0
+
+    def __init__(self, store: str) -> None:
+        super().__init__(f"the session store ({store}) does not answer", store=store)
 
 
 class NotImplementedYet(FieldError):

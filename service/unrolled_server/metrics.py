@@ -28,7 +28,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from unrolled_server.models import Models
-from unrolled_server.sessions import Sessions
+from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.stats import EngineStats, Tally
 
 RPC_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -56,14 +56,16 @@ class RpcMetrics:
 class ServerCollector(Collector):
     """What the models, their engines and the sessions say of themselves."""
 
-    def __init__(self, models: Models, sessions: Sessions) -> None:
+    def __init__(self, models: Models, sessions: SessionKeeper) -> None:
         self._models = models
         self._sessions = sessions
+        self._memory = sessions.memory
 
     def collect(self) -> Iterator[Metric]:
         """Metrics as they stand now."""
         yield self._info()
         yield from self._of_sessions()
+        yield from self._of_the_store()
         stats = [(model.label, model.engine.stats) for model in self._models.ready()]
         yield from _counters(stats)
         yield from _rows(stats)
@@ -79,24 +81,55 @@ class ServerCollector(Collector):
         return family
 
     def _of_sessions(self) -> Iterator[Metric]:
-        held = GaugeMetricFamily("unrolled_sessions", "Sessions held.", labels=["model", "tier"])
+        held = GaugeMetricFamily(
+            "unrolled_sessions",
+            "Sessions, in memory or in the store alone.",
+            labels=["model", "tier"],
+        )
         size = GaugeMetricFamily(
-            "unrolled_session_state_bytes", "Bytes of the states of all sessions.", labels=["model"]
+            "unrolled_session_state_bytes", "Bytes of the states in memory.", labels=["model"]
         )
         for model in self._models.ready():
-            count = self._sessions.count(model)
+            count = self._memory.count(model)
             held.add_metric([model.label, "memory"], count)
             size.add_metric([model.label], count * model.state_bytes)
+            if self._sessions.stats is not None:
+                elsewhere = self._sessions.stored().get(model.label, 0) - count
+                held.add_metric([model.label, "store"], max(0, elsewhere))
         ended = CounterMetricFamily("unrolled_sessions_ended", "Sessions ended.", labels=["reason"])
-        for reason, number in self._sessions.ended.items():
+        for reason, number in self._memory.ended.items():
             ended.add_metric([reason], number)
         replays = CounterMetricFamily(
-            "unrolled_replays", "Turns answered from the record.", self._sessions.replays
+            "unrolled_replays", "Turns answered from the record.", self._memory.replays
         )
         limit = GaugeMetricFamily(
-            "unrolled_sessions_limit", "Sessions held at most.", self._sessions.limit
+            "unrolled_sessions_limit", "Sessions in memory at most.", self._memory.limit
         )
         yield from (held, size, ended, replays, limit)
+
+    def _of_the_store(self) -> Iterator[Metric]:
+        stats = self._sessions.stats
+        if stats is None:
+            return
+        evicted = CounterMetricFamily(
+            "unrolled_evictions",
+            "Sessions that left memory; the store has them.",
+            labels=["reason"],
+        )
+        evicted.add_metric(["capacity"], self._memory.spilled)
+        errors = CounterMetricFamily(
+            "unrolled_store_errors", "What the store failed to do.", labels=["kind"]
+        )
+        for kind, number in stats.errors.items():
+            errors.add_metric([kind], number)
+        damaged = CounterMetricFamily(
+            "unrolled_store_corrupt_records",
+            "Records that do not match their checksums.",
+            stats.damaged,
+        )
+        yield from (evicted, errors, damaged)
+        text = "From a turn's end to its commit in the store."
+        yield _histogram("unrolled_commit_duration_seconds", text, [], [([], stats.commit)])
 
 
 Stats = list[tuple[str, EngineStats]]
@@ -160,7 +193,7 @@ def _build() -> dict[str, str]:
 
 
 def server_registry(
-    models: Models, sessions: Sessions, max_rows: int, max_waiting: int
+    models: Models, sessions: SessionKeeper, max_rows: int, max_waiting: int
 ) -> CollectorRegistry:
     """A registry with everything but the calls, and with what the process uses.
 

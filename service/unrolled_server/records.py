@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,11 @@ class Block:
         rows: list[int] = np.flatnonzero(ends <= now)[:most].tolist()
         return rows
 
+    def uses(self) -> NDArray[np.float64]:
+        """When each row's session was last used; NEVER: the row is free."""
+        free = np.frombuffer(self.models, np.int16) == NONE
+        return np.where(free, NEVER, np.frombuffer(self.used))
+
     def matching(self, models: NDArray[np.bool_], now: float) -> Rows:
         """The rows, counted in the block, of sessions that are not over.
 
@@ -155,6 +160,24 @@ class Records:
             if len(rows) == most:
                 break
         return rows
+
+    def oldest(self, most: int, busy: Iterable[int]) -> list[tuple[int, int, float]]:
+        """Rows of the `most` sessions that were not used for longest, the longest first.
+
+        Those in the rows `busy` do not count. With each comes its generation and its last use.
+        """
+        if not self._blocks:
+            return []
+        uses = np.concatenate([block.uses() for block in self._blocks])
+        uses[np.fromiter(busy, np.intp)] = NEVER
+        most = min(most, len(uses))
+        rows = np.argpartition(uses, most - 1)[:most]
+        rows = rows[np.argsort(uses[rows], kind="stable")]
+        found: list[tuple[int, int, float]] = []
+        for row in rows[uses[rows] < NEVER].tolist():
+            block, index = self.find(row)
+            found.append((row, block.generations[index], block.used[index]))
+        return found
 
     def matching(
         self, first: int, models: NDArray[np.bool_], now: float

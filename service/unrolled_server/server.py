@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,8 +24,10 @@ from unrolled.v1 import (
     session_pb2_grpc,
 )
 
+from unrolled_server import failpoints
 from unrolled_server.config import Config
 from unrolled_server.engine import Engine
+from unrolled_server.errors import ServerError
 from unrolled_server.interceptor import CallInterceptor
 from unrolled_server.lane import Delivery, Lane
 from unrolled_server.logs import log_event
@@ -35,9 +39,14 @@ from unrolled_server.runner import RunnerConfig, check_device
 from unrolled_server.running import AnyRunner
 from unrolled_server.sealing import read_key_file
 from unrolled_server.services import CompletionService, ModelService, SessionService
+from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Sessions
 from unrolled_server.snapshots import Snapshots
+from unrolled_server.sqlite_store import SqliteStore
+from unrolled_server.store import StoreOpenError
+from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.turns import TurnLimits, Turns
+from unrolled_server.types import Durability
 from unrolled_server.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -46,6 +55,7 @@ MESSAGE_BYTES = 16 << 20
 LAST_WRITES_SECONDS = 5.0
 """What readers get, once no turn is under way, to read what is on its way to them."""
 EXPIRY_SECONDS = 1.0
+DURABILITY = {"full": Durability.FSYNC, "normal": Durability.PROCESS_CRASH}
 SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
     for file, name in (
@@ -72,13 +82,14 @@ async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way.
 
     Raises DeviceError where the device is not there, BindError where a port is taken,
-    KeyFileError.
+    KeyFileError, StoreOpenError, FailpointSyntaxError.
     """
     check_device(config.device)
+    failpoints.arm(os.environ)
     sealer = None if config.seal_key_file is None else read_key_file(config.seal_key_file)
     stopping = _stop_signal()
     models = _load(config)
-    sessions = Sessions(config.max_sessions, config.session_ttl)
+    sessions = _keeper(config, models)
     limits = TurnLimits(
         config.max_tokens, config.max_prompt_bytes, config.max_rows + config.max_waiting
     )
@@ -108,6 +119,7 @@ async def serve(config: Config) -> None:
     await turns.drain()
     await server.stop(LAST_WRITES_SECONDS)
     expiry.cancel()
+    await _close(sessions)
     for model in models.ready():
         model.engine.close()
     metrics.close()
@@ -126,6 +138,29 @@ def _load(config: Config) -> Models:
 
     runner_config = RunnerConfig(config.device, config.threads)
     return load_models(config.models, config.max_rows, runner_config, start_engine)
+
+
+def _keeper(config: Config, models: Models) -> SessionKeeper:
+    """Where sessions are kept. Raises StoreOpenError."""
+    kind, _, path = config.store.partition(":")
+    memory = Sessions(config.max_sessions, config.session_ttl, spills=kind == "sqlite")
+    if kind == "memory":
+        return SessionKeeper(memory)
+    durability = DURABILITY[config.store_sync]
+    try:
+        store = SqliteStore(Path(path), durability)
+    except StoreOpenError as error:
+        raise StoreOpenError(f"--store {kind}:{error}") from error
+    stored = sum(store.count().values())
+    log_event(logger, logging.INFO, "store_opened", store=config.store, sessions=stored)
+    return StoredSessions(memory, models, store)
+
+
+async def _close(sessions: SessionKeeper) -> None:
+    try:
+        await sessions.close()
+    except ServerError as error:
+        log_event(logger, logging.ERROR, "store_not_closed", error=error.message)
 
 
 def _server(
@@ -184,8 +219,12 @@ async def _set_health(checks: health.HealthServicer, serving: bool) -> None:
         await checks.set(service, status.SERVING if serving else status.NOT_SERVING)
 
 
-async def _expire(sessions: Sessions) -> None:
+async def _expire(sessions: SessionKeeper) -> None:
     while True:
         # Of very many, some end at a time: what else there is to do comes in between.
-        more = sessions.expire()
+        try:
+            more = await sessions.expire()
+        except ServerError:
+            # The store has logged it.
+            more = False
         await asyncio.sleep(0 if more else EXPIRY_SECONDS)

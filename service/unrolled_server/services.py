@@ -26,7 +26,7 @@ from unrolled_server.recording import (
     response,
 )
 from unrolled_server.scoring import Scores
-from unrolled_server.sessions import Sessions
+from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.turns import Turns
 from unrolled_server.wire import (
@@ -59,10 +59,10 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
         self, request: completion_pb2.CompleteRequest, context: Context
     ) -> completion_pb2.CompleteResponse:
         asked = complete_turn(request)
-        if (answer := self._turns.answered(asked)) is not None:
+        if (answer := await self._turns.answered(asked)) is not None:
             return recorded_response(answer)
         recording = Recording(asked.key, whole=True)
-        beginning = self._turns.begin(asked, recording.answer)
+        beginning = await self._turns.begin(asked, recording.answer)
         remedy = "use StreamComplete, or ask for fewer"
         check_answer_size(beginning.max_tokens, asked.logprobs, beginning.model.vocabulary, remedy)
         async with beginning as turn:
@@ -76,13 +76,13 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
     ) -> None:
         event = completion_pb2.CompleteEvent
         asked = complete_turn(request)
-        if (answer := self._turns.answered(asked)) is not None:
+        if (answer := await self._turns.answered(asked)) is not None:
             for part in recorded_deltas(answer):
                 await self._writer.write(context, event(delta=part))
             await self._writer.write(context, event(outcome=recorded_outcome(answer)))
             return
         recording = Recording(asked.key)
-        async with self._turns.begin(asked, recording.answer) as turn:
+        async with await self._turns.begin(asked, recording.answer) as turn:
             async for delta in turn:
                 part = delta_message(delta, turn.model.vocabulary)
                 recording.add(part)
@@ -102,7 +102,7 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
     ) -> completion_pb2.ScoreResponse:
         scores = Scores(request.HasField("logprobs"))
         asked = score_turn(request)
-        beginning = self._turns.begin(asked)
+        beginning = await self._turns.begin(asked)
         scores.check_size(asked, beginning)
         async with beginning as turn:
             async for delta in turn:
@@ -113,7 +113,7 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
 class SessionService(session_pb2_grpc.SessionServiceServicer):
     """Sessions as resources."""
 
-    def __init__(self, sessions: Sessions, models: Models, snapshots: Snapshots) -> None:
+    def __init__(self, sessions: SessionKeeper, models: Models, snapshots: Snapshots) -> None:
         self._sessions = sessions
         self._models = models
         self._snapshots = snapshots
@@ -123,14 +123,14 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CreateSessionResponse:
         model = self._models.model(_needed("model", request.model))
         seed = request.seed if request.HasField("seed") else None
-        session = self._sessions.create(model, seed, idle_ttl(request))
-        return session_pb2.CreateSessionResponse(session=session_message(session))
+        session = await self._sessions.create(model, seed, idle_ttl(request))
+        return session_pb2.CreateSessionResponse(session=session_message(session.view))
 
     async def GetSession(
         self, request: session_pb2.GetSessionRequest, context: Context
     ) -> session_pb2.GetSessionResponse:
-        session = self._sessions.get(_needed("name", request.name))
-        return session_pb2.GetSessionResponse(session=session_message(session))
+        session = await self._sessions.load(_needed("name", request.name))
+        return session_pb2.GetSessionResponse(session=session_message(session.view))
 
     async def ListSessions(
         self, request: session_pb2.ListSessionsRequest, context: Context
@@ -140,7 +140,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         if request.model:
             self._models.manifest(request.model)
         size = request.page_size or DEFAULT_PAGE
-        page, after = self._sessions.page(request.model, size, request.page_token)
+        page, after = await self._sessions.page(request.model, size, request.page_token)
         return session_pb2.ListSessionsResponse(
             sessions=map(session_message, page), next_page_token=after
         )
@@ -149,25 +149,25 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ForkSessionRequest, context: Context
     ) -> session_pb2.ForkSessionResponse:
         seed = request.seed if request.HasField("seed") else None
-        session = self._sessions.fork(_needed("name", request.name), seed)
-        return session_pb2.ForkSessionResponse(session=session_message(session))
+        session = await self._sessions.fork(_needed("name", request.name), seed)
+        return session_pb2.ForkSessionResponse(session=session_message(session.view))
 
     async def ExportSession(
         self, request: session_pb2.ExportSessionRequest, context: Context
     ) -> session_pb2.ExportSessionResponse:
         name = _needed("name", request.name)
-        return export_message(self._snapshots.export(name, snapshot_ttl(request)))
+        return export_message(await self._snapshots.export(name, snapshot_ttl(request)))
 
     async def ImportSession(
         self, request: session_pb2.ImportSessionRequest, context: Context
     ) -> session_pb2.ImportSessionResponse:
-        session = self._snapshots.restore(request.snapshot, idle_ttl(request))
-        return session_pb2.ImportSessionResponse(session=session_message(session))
+        session = await self._snapshots.restore(request.snapshot, idle_ttl(request))
+        return session_pb2.ImportSessionResponse(session=session_message(session.view))
 
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Context
     ) -> session_pb2.DeleteSessionResponse:
-        self._sessions.delete(_needed("name", request.name))
+        await self._sessions.delete(_needed("name", request.name))
         return session_pb2.DeleteSessionResponse()
 
 

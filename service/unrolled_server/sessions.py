@@ -5,6 +5,8 @@ Everything here runs in the event loop's thread. A session changes in one place 
 
 An idle session is a row of `Records` and a slot of `StateSlabs`, no object. `Session` is made
 to talk of one.
+
+Where a store has all sessions too, memory may let go of idle ones and take them back.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,14 +31,17 @@ from unrolled_server.errors import (
 )
 from unrolled_server.models import ServedModel
 from unrolled_server.records import NEVER, NONE, Block, Records
-from unrolled_server.session_names import KEY_BYTES, row_and_key, session_name
+from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
+from unrolled_server.session_record import TENANT, SessionFacts, SessionRecord
 from unrolled_server.states import StateSlabs
-from unrolled_server.types import Checkpoint, Floats, RequestKey
+from unrolled_server.types import Checkpoint, Floats, RequestKey, SessionView
 
 MAX_ENDED = 500
 """Sessions that one round of expiry ends: the event loop waits for it."""
 MAX_BLOCKS = 64
 """Blocks of rows that one page looks at."""
+MAX_IDLE = 4096
+"""Sessions that one search for the least recently used finds at most."""
 NOWHERE = (0, b"")
 """A row and a key that no session has."""
 PAGE_TOKEN = re.compile(r"[0-9a-f]{1,8}")
@@ -88,7 +93,23 @@ class Session:
         return None if end == NEVER else end
 
     @property
+    def view(self) -> SessionView:
+        """As callers see it."""
+        return SessionView(
+            name=self.name,
+            model=self.model.label,
+            fingerprint=self.model.fingerprint,
+            position=self.position,
+            seed=self.seed,
+            state_bytes=self.model.state_bytes,
+            created=self.created,
+            used=self.used,
+            expires=self.expires,
+        )
+
+    @property
     def has_ended(self) -> bool:
+        """Whether it has ended, or has left memory."""
         return self.block.generations[self.index] != self.generation
 
     def living(self) -> Block:
@@ -108,10 +129,26 @@ class ModelSessions:
 
 
 class Sessions:
-    """All sessions of the server, at most `limit`; `idle_ttl` seconds is their default."""
+    """The sessions in memory, at most `limit`; `idle_ttl` seconds is their default.
 
-    def __init__(self, limit: int, idle_ttl: float, clock: Callable[[], float] = time.time) -> None:
+    With `spills`, a store has them all: what leaves memory has not ended, and above the limit
+    the least recently used that are idle leave rather than new ones being refused.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        idle_ttl: float,
+        clock: Callable[[], float] = time.time,
+        *,
+        spills: bool = False,
+    ) -> None:
         self.limit = limit
+        self.spills = spills
+        self.spilled = 0
+        """Sessions that left memory to make room."""
+        self.awaited: Counter[bytes] = Counter()
+        """Keys of sessions that are not to be spilled."""
         self.ended: Counter[str] = Counter({"deleted": 0, "expired": 0})
         self.replays = 0
         """Turns answered from the record."""
@@ -125,6 +162,12 @@ class Sessions:
         self._partials: dict[int, bytes] = {}
         self._answers: dict[int, bytes] = {}
         self._holders: dict[int, Callable[[], None]] = {}
+        # Only of sessions that do not lie in the row that their names say: rows by key, and the
+        # rows that the names say by row.
+        self._rows: dict[bytes, int] = {}
+        self._homes: dict[int, int] = {}
+        # Rows, their generations and times of last use: idle sessions, the longest first.
+        self._idle: deque[tuple[int, int, float]] = deque()
 
     def count(self, model: ServedModel) -> int:
         """Sessions of one model."""
@@ -139,24 +182,40 @@ class Sessions:
         Raises TooManySessions.
         """
         self._make_room()
-        number = self._number(model)
         row = self._records.take()
         block, index = self._records.find(row)
         block.set_key(index, secrets.token_bytes(KEY_BYTES))
         block.seeds[index] = secrets.randbits(64) if seed is None else seed
         block.created[index] = block.used[index] = self._clock()
         block.idle_ttls[index] = self._idle_ttl if idle_ttl is None else idle_ttl
-        block.positions[index] = 0
-        block.pending[index] = block.previous[index] = block.slots[index] = NONE
-        block.models[index] = number
-        block.let_end(index)
-        self._models[number].count += 1
-        self._count += 1
+        self._begin(row, model)
         return self._session(row)
+
+    def admit(self, record: SessionRecord, model: ServedModel) -> Session:
+        """The session of this record, which is not in memory, goes on in it."""
+        self._make_room()
+        row = self._records.take()
+        block, index = self._records.find(row)
+        facts = record.facts
+        home, key = row_and_key(facts.name) or NOWHERE
+        block.set_key(index, key)
+        block.seeds[index] = facts.seed
+        block.created[index], block.used[index] = facts.created, facts.used
+        block.idle_ttls[index] = facts.idle_ttl
+        self._begin(row, model)
+        if home != row:
+            self._rows[key], self._homes[row] = row, home
+        session = self._session(row)
+        self._replace(session, record.past)
+        if record.answers:
+            self._answers[row] = record.answers
+        return session
 
     def get(self, name: str) -> Session:
         """The session of this name. Raises SessionNotFound."""
         row, key = row_and_key(name) or NOWHERE
+        if self._rows:
+            row = self._rows.get(key, row)
         place = self._records.search(row, key)
         if place is None:
             raise SessionNotFound(name)
@@ -204,11 +263,46 @@ class Sessions:
 
     def delete(self, name: str) -> None:
         """End a session, and the turn it has under way. Raises SessionNotFound."""
-        session = self.get(name)
-        end_turn = self._holders.pop(session.row, None)
-        if end_turn is not None:
-            end_turn()
-        self._remove(session.row, "deleted")
+        self._drop(self.get(name).row)
+        self.ended["deleted"] += 1
+
+    def drop(self, name: str) -> None:
+        """Let go of what there is of a session that has ended elsewhere, and end its turn."""
+        id_ = session_id(name)
+        if id_ is not None and (row := self._row(id_)) is not None:
+            self._drop(row)
+
+    def has(self, id_: bytes) -> bool:
+        """Whether the session with this ID is in memory, over or not."""
+        return self._row(id_) is not None
+
+    @property
+    def busy(self) -> int:
+        """Sessions that have a turn under way."""
+        return len(self._holders)
+
+    def record(
+        self, session: Session, past: Checkpoint, answer: Answer | None = None
+    ) -> SessionRecord:
+        """What is to be stored of a session that moves there now. Raises SessionNotFound."""
+        session.living()
+        answers = self._answers.get(session.row, b"")
+        facts = SessionFacts(
+            name=session.name,
+            tenant=TENANT,
+            model=session.model.label,
+            fingerprint=session.model.fingerprint,
+            epoch=1,
+            seed=session.seed,
+            position=past.position,
+            state_size=session.model.state_size,
+            created=session.created,
+            used=self._clock(),
+            idle_ttl=session.idle_ttl,
+        )
+        return SessionRecord(
+            facts, past, answers if answer is None else with_answer(answers, answer)
+        )
 
     def hold(self, session: Session, end_turn: Callable[[], None]) -> None:
         """Begin a turn; `end_turn` is called if the session ends meanwhile.
@@ -275,24 +369,84 @@ class Sessions:
             session.block.let_end(session.index)
 
     def expire(self) -> bool:
-        """End sessions whose idle time is over; of very many, some: whether that may be so."""
+        """End sessions whose idle time is over; of very many, some: whether that may be so.
+
+        Where a store has them too, they leave memory, and the store is to end them.
+        """
         rows = self._records.over(self._clock(), MAX_ENDED)
         for row in rows:
-            self._remove(row, "expired")
+            self._remove(row)
+        if not self.spills:
+            self.ended["expired"] += len(rows)
         return len(rows) == MAX_ENDED
 
     def _make_room(self) -> None:
-        """End sessions whose idle time is over until there is room. Raises TooManySessions."""
+        """Let sessions go until there is room. Raises TooManySessions."""
+        if self.spills:
+            self._spill()
+            return
         more = True
         while self._count >= self.limit:
             if not more:
                 raise TooManySessions(self.limit)
             more = self.expire()
 
+    def _spill(self) -> None:
+        """Let go of the least recently used idle sessions; where all are busy, there are more."""
+        while self._count >= self.limit:
+            row = self._idle_row()
+            if row is None:
+                return
+            self._remove(row)
+            self.spilled += 1
+
+    def _idle_row(self) -> int | None:
+        """The row of the session that was idle for longest; None: all are busy."""
+        if (row := self._next_idle()) is None:
+            most = min(MAX_IDLE, 1 + self.limit // 16)
+            self._idle.extend(self._records.oldest(most, self._holders))
+            row = self._next_idle()
+        return row
+
+    def _next_idle(self) -> int | None:
+        """The first of those found idle that still is."""
+        while self._idle:
+            row, generation, used = self._idle.popleft()
+            block, index = self._records.find(row)
+            is_same = (block.generations[index], block.used[index]) == (generation, used)
+            is_wanted = row in self._holders or bytes(block.key(index)) in self.awaited
+            if is_same and not is_wanted and block.models[index] != NONE:
+                return row
+        return None
+
+    def _begin(self, row: int, model: ServedModel) -> None:
+        """A session of this model is in the row, at the zero state; the rest is set."""
+        number = self._number(model)
+        block, index = self._records.find(row)
+        block.positions[index] = 0
+        block.pending[index] = block.previous[index] = block.slots[index] = NONE
+        block.models[index] = number
+        block.let_end(index)
+        self._models[number].count += 1
+        self._count += 1
+
+    def _row(self, id_: bytes) -> int | None:
+        """Where the session with this ID lies; None where it is not in memory."""
+        key = id_[-KEY_BYTES:]
+        row = self._rows.get(key, int.from_bytes(id_[:-KEY_BYTES]))
+        return None if self._records.search(row, key) is None else row
+
+    def _drop(self, row: int) -> None:
+        """Let go of the session in this row, and end its turn."""
+        end_turn = self._holders.pop(row, None)
+        if end_turn is not None:
+            end_turn()
+        self._remove(row)
+
     def _session(self, row: int) -> Session:
         """The session in this row, which has one."""
         block, index = self._records.find(row)
-        name = session_name(row, block.key(index))
+        name = session_name(self._homes.get(row, row), block.key(index))
         model = self._models[block.models[index]].model
         return Session(name, row, block.generations[index], model, block, index)
 
@@ -315,8 +469,8 @@ class Sessions:
             slots[session.index] = slot = slabs.allocate()
         slabs.write(slot, state)
 
-    def _remove(self, row: int, reason: str) -> None:
-        """End the session in this row, which has no turn under way."""
+    def _remove(self, row: int) -> None:
+        """Let go of the session in this row, which has no turn under way."""
         block, index = self._records.find(row)
         of = self._models[block.models[index]]
         if block.slots[index] != NONE:
@@ -324,9 +478,10 @@ class Sessions:
         of.count -= 1
         self._partials.pop(row, None)
         self._answers.pop(row, None)
+        if self._homes.pop(row, None) is not None:
+            del self._rows[bytes(block.key(index))]
         self._records.free(row)
         self._count -= 1
-        self.ended[reason] += 1
 
     def _slabs(self, session: Session) -> StateSlabs:
         return self._models[session.block.models[session.index]].slabs

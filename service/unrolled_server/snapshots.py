@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from unrolled_server.errors import InvalidField, SnapshotsDisabled
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.sealing import OVERHEAD, BrokenSeal, Sealer
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.session_keeper import SessionKeeper
+from unrolled_server.session_record import TENANT
+from unrolled_server.sessions import Session
 from unrolled_server.snapshot_layout import (
     FORMAT,
     MAX_FACTS_BYTES,
@@ -24,10 +26,8 @@ from unrolled_server.snapshot_layout import (
     encode,
 )
 from unrolled_server.text import partial_after
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Checkpoint, SessionView
 
-TENANT = "default"
-"""Whose sessions these are, until there are others."""
 UNUSABLE = (
     "cannot be imported: it is damaged or no snapshot, has expired, is somebody else's, or was "
     "sealed with a key that this server lacks"
@@ -39,7 +39,7 @@ class Export:
     """A sealed snapshot, and what it is of."""
 
     sealed: bytes
-    session: Session
+    session: SessionView
     expires: float | None
     """Seconds since the epoch; None: never."""
 
@@ -49,7 +49,7 @@ class Snapshots:
 
     def __init__(
         self,
-        sessions: Sessions,
+        sessions: SessionKeeper,
         models: Models,
         sealer: Sealer | None,
         clock: Callable[[], float] = time.time,
@@ -59,13 +59,13 @@ class Snapshots:
         self._sealer = sealer
         self._clock = clock
 
-    def export(self, name: str, ttl: float | None) -> Export:
+    async def export(self, name: str, ttl: float | None) -> Export:
         """Seal where a session stands, to be imported within `ttl` seconds; None: at any time.
 
-        Raises SnapshotsDisabled, SessionNotFound.
+        Raises SnapshotsDisabled, and what `SessionKeeper.load` does.
         """
         sealer = self._needed_sealer()
-        session = self._sessions.get(name)
+        session = await self._sessions.load(name)
         expires = None if ttl is None else self._clock() + ttl
         snapshot = Snapshot(
             TENANT,
@@ -73,12 +73,12 @@ class Snapshots:
             session.model.fingerprint,
             math.inf if expires is None else expires,
             session.seed,
-            self._sessions.checkpoint(session),
+            self._sessions.memory.checkpoint(session),
         )
         self._sessions.touch(session)
-        return Export(sealer.seal(FORMAT, encode(snapshot)), session, expires)
+        return Export(sealer.seal(FORMAT, encode(snapshot)), session.view, expires)
 
-    def restore(self, sealed: bytes, idle_ttl: float | None) -> Session:
+    async def restore(self, sealed: bytes, idle_ttl: float | None) -> Session:
         """A new session that stands where the exported one stood.
 
         Raises SnapshotsDisabled, InvalidField, ModelNotFound, TooManySessions.
@@ -87,7 +87,7 @@ class Snapshots:
         model = self._models.with_fingerprint(snapshot.fingerprint, snapshot.model)
         if not _fits(snapshot.past, model):
             raise InvalidField("snapshot", UNUSABLE)
-        return self._sessions.restore(model, snapshot.past, snapshot.seed, idle_ttl)
+        return await self._sessions.restore(model, snapshot.past, snapshot.seed, idle_ttl)
 
     def _needed_sealer(self) -> Sealer:
         if self._sealer is None:

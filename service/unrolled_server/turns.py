@@ -1,7 +1,7 @@
 """Turns from a request to its outcome: resolve, hold, submit, hand out, commit.
 
-Everything here runs in the event loop's thread, so a turn's commit and its cancellation
-never overlap: a turn left before the commit leaves no trace, and after it, it stands.
+Everything here runs in the event loop's thread. A turn left before its commit leaves no trace; one
+left after the commit has begun stands, unless the commit fails: the session is held until then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from unrolled_server.errors import (
     UnknownText,
 )
 from unrolled_server.models import Models, ServedModel
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.session_keeper import SessionKeeper
+from unrolled_server.sessions import Session
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import (
     DEFAULT_MAX_TOKENS,
@@ -104,7 +105,7 @@ class ActiveTurn:
 
     async def __aenter__(self) -> ActiveTurn:
         if self._session is not None:
-            self._turns.sessions.hold(self._session, self._end_with_session)
+            self._turns.sessions.memory.hold(self._session, self._end_with_session)
         if self._read is not None:
             self._turns.sessions.touch(self._read)
         self._turns.count(self.model, 1)
@@ -128,18 +129,21 @@ class ActiveTurn:
         while True:
             message = await self._turn.next()
             if isinstance(message, Ending):
-                self._commit(message)
+                await self._commit(message)
                 return
             if self._turn.parked:
                 self.model.engine.nudge()
             yield message
 
-    def _commit(self, ending: Ending) -> None:
-        name = "" if self._session is None else self._session.name
-        outcome = Outcome(ending, name, self.model.label, self._turn.task.sampling.seed)
-        if self._session is not None:
-            answer = None if self._record is None else self._record(outcome)
-            self._turns.sessions.commit(self._session, ending.checkpoint, answer)
+    async def _commit(self, ending: Ending) -> None:
+        seed, sessions = self._turn.task.sampling.seed, self._turns.sessions
+        if self._session is None:
+            self._outcome = Outcome(ending, "", self.model.label, seed)
+            return
+        name, level = self._session.name, sessions.durability
+        outcome = Outcome(ending, name, self.model.label, seed, level)
+        answer = None if self._record is None else self._record(outcome)
+        await sessions.commit(self._session, ending.checkpoint, answer)
         self._outcome = outcome
 
     def _end_with_session(self) -> None:
@@ -151,7 +155,7 @@ class ActiveTurn:
 class Turns:
     """Begins turns and knows how many are under way."""
 
-    def __init__(self, models: Models, sessions: Sessions, limits: TurnLimits) -> None:
+    def __init__(self, models: Models, sessions: SessionKeeper, limits: TurnLimits) -> None:
         self.models = models
         self.sessions = sessions
         self._limits = limits
@@ -174,7 +178,7 @@ class Turns:
         else:
             self._idle.set()
 
-    def answered(self, request: TurnRequest) -> Answer | None:
+    async def answered(self, request: TurnRequest) -> Answer | None:
         """The answer on record where the turn was committed before; None: it is to be run.
 
         Comes before `begin`, which compares the position that this very turn has moved.
@@ -182,24 +186,26 @@ class Turns:
         """
         if request.key is None or not request.session:
             return None
-        return self.sessions.answer(self._session(request), request.key)
+        return self.sessions.memory.answer(await self._session(request), request.key)
 
-    def begin(self, request: TurnRequest, record: Record | None = None) -> ActiveTurn:
+    async def begin(self, request: TurnRequest, record: Record | None = None) -> ActiveTurn:
         """Make a turn of a request; it starts when its context is entered.
+
+        To be entered before the next await: until then nothing holds the session.
 
         On a session, what `record` says of the outcome is recorded together with the commit.
         Raises ServerError where the request cannot be served; nothing has changed then.
         """
         if self.draining.is_set():
             raise Draining
-        model, session = self._resolve(request)
+        model, session = await self._resolve(request)
         if self._under_way[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
-        start = FRESH if session is None else self.sessions.checkpoint(session)
+        start = FRESH if session is None else self.sessions.memory.checkpoint(session)
         task = self._task(request, model, session, start)
         return ActiveTurn(self, model, session, task, request.reads_only, record)
 
-    def _resolve(self, request: TurnRequest) -> tuple[ServedModel, Session | None]:
+    async def _resolve(self, request: TurnRequest) -> tuple[ServedModel, Session | None]:
         if not request.session:
             if not request.model:
                 raise InvalidField("model", "a model or a session is needed")
@@ -208,14 +214,14 @@ class Turns:
             if request.key is not None:
                 raise InvalidField("request_id", "needs a session")
             return self.models.model(request.model), None
-        session = self._session(request)
+        session = await self._session(request)
         expected = request.expected_position
         if expected is not None and expected != session.position:
             raise PositionMismatch(session.name, session.position, expected)
         return session.model, session
 
-    def _session(self, request: TurnRequest) -> Session:
-        session = self.sessions.get(request.session)
+    async def _session(self, request: TurnRequest) -> Session:
+        session = await self.sessions.load(request.session)
         model = session.model
         if request.model not in ("", model.name, model.label):
             raise InvalidField("model", f"the session is of {model.label}, not {request.model}")

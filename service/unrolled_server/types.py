@@ -27,6 +27,14 @@ class FinishReason(Enum):
     STOPPED = "STOPPED"
 
 
+class Durability(Enum):
+    """What a committed turn outlives; names are those of the contract."""
+
+    MEMORY = "MEMORY"
+    PROCESS_CRASH = "PROCESS_CRASH"
+    FSYNC = "FSYNC"
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are drawn; ranges and meaning as in CompleteRequest."""
@@ -138,3 +146,25 @@ class Outcome:
     session: str
     model: str
     seed: int
+    durability: Durability | None = None
+    """None: nothing was committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session as callers see it."""
+
+    name: str
+    """sessions/ID"""
+    model: str
+    """name/version"""
+    fingerprint: str
+    position: int
+    seed: int
+    state_bytes: int
+    created: float
+    """Seconds since the epoch."""
+    used: float
+    """Seconds since the epoch."""
+    expires: float | None
+    """Seconds since the epoch; None: never."""

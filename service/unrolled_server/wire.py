@@ -11,9 +11,8 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
 from unrolled_server.errors import InvalidField, NotImplementedYet
-from unrolled_server.sessions import Session
 from unrolled_server.snapshots import Export
-from unrolled_server.types import Delta, Logprobs, Outcome, RequestKey, TurnRequest
+from unrolled_server.types import Delta, Logprobs, Outcome, RequestKey, SessionView, TurnRequest
 from unrolled_server.vocabulary import Vocabulary
 
 MAX_LOGPROBS = 20
@@ -167,22 +166,22 @@ def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
         session=outcome.session,
         model=outcome.model,
         seed=outcome.seed,
-        durability=completion_pb2.DURABILITY_MEMORY
-        if outcome.session
-        else completion_pb2.DURABILITY_UNSPECIFIED,
+        durability=completion_pb2.DURABILITY_UNSPECIFIED
+        if outcome.durability is None
+        else f"DURABILITY_{outcome.durability.value}",
     )
 
 
-def session_message(session: Session) -> session_pb2.Session:
-    """A session as callers see it."""
+def session_message(session: SessionView) -> session_pb2.Session:
+    """A session as it is sent."""
     expires = session.expires
     return session_pb2.Session(
         name=session.name,
-        model=session.model.label,
-        fingerprint=session.model.fingerprint,
+        model=session.model,
+        fingerprint=session.fingerprint,
         position=session.position,
         seed=session.seed,
-        state_bytes=session.model.state_bytes,
+        state_bytes=session.state_bytes,
         create_time=_timestamp(session.created),
         use_time=_timestamp(session.used),
         expire_time=None if expires is None else _timestamp(expires),

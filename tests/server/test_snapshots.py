@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from unrolled_server.errors import (
 )
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.sealing import Key, Sealer
+from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Session, Sessions
 from unrolled_server.snapshot_layout import LayoutError, Snapshot, decode, encode
-from unrolled_server.snapshots import Snapshots
+from unrolled_server.snapshots import Export, Snapshots
 from unrolled_server.types import Checkpoint
 from unrolled_server.vocabulary import CharacterVocabulary
 
@@ -57,6 +59,34 @@ WIDE = served("wide", 1, "1f" * 32, size=100)
 FORGED = Forged(MODEL.label, MODEL.fingerprint, np.arange(4, dtype=np.float32))
 
 
+T = TypeVar("T")
+
+
+def at_once(act: Coroutine[None, None, T]) -> T:
+    """What comes of something that waits for nothing."""
+    try:
+        act.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("it waits")
+
+
+class AtOnce:
+    """Snapshots of sessions in memory, for which nothing has to be waited for."""
+
+    def __init__(
+        self, sessions: Sessions, models: Models, sealer: Sealer | None, clock: Clock
+    ) -> None:
+        self._snapshots = Snapshots(SessionKeeper(sessions), models, sealer, clock)
+
+    def export(self, name: str, ttl: float | None) -> Export:
+        return at_once(self._snapshots.export(name, ttl))
+
+    def restore(self, sealed: bytes, idle_ttl: float | None) -> Session:
+        return at_once(self._snapshots.restore(sealed, idle_ttl))
+
+
 class House:
     """Sessions and snapshots of a server, with a clock of our own."""
 
@@ -69,7 +99,7 @@ class House:
         self.models = Models(entries)
         self.sessions = Sessions(3, TTL, self.clock)
         sealer = Sealer([Key(b"a", SECRETS["a"])])
-        self.snapshots = Snapshots(self.sessions, self.models, sealer, self.clock)
+        self.snapshots = AtOnce(self.sessions, self.models, sealer, self.clock)
 
     def session(self, past: Checkpoint, seed: int = 7) -> Session:
         session = self.sessions.create(MODEL, seed)
@@ -212,7 +242,7 @@ def test_the_limit_of_sessions_holds_for_imports(house: House) -> None:
 
 def test_without_keys_there_are_no_snapshots() -> None:
     house = House()
-    snapshots = Snapshots(house.sessions, house.models, None, house.clock)
+    snapshots = AtOnce(house.sessions, house.models, None, house.clock)
     with pytest.raises(SnapshotsDisabled):
         snapshots.export("sessions/none", None)
     with pytest.raises(SnapshotsDisabled):
@@ -243,7 +273,7 @@ def test_a_model_that_is_not_served_is_named(house: House) -> None:
 def test_a_model_that_failed_to_load_goes_on_with_nothing() -> None:
     manifest = model_pb2.Model(name="m", version=1, fingerprint=MODEL.fingerprint)
     house = House()
-    snapshots = Snapshots(
+    snapshots = AtOnce(
         house.sessions,
         Models([Entry(manifest, None), Entry(model_pb2.Model(name="wide", version=1), WIDE)]),
         Sealer([Key(b"a", SECRETS["a"])]),
@@ -294,9 +324,7 @@ def test_a_snapshot_sealed_with_another_key_is_refused(house: House) -> None:
 
 def test_what_is_larger_than_any_state_is_refused_unopened() -> None:
     house = House((MODEL, WIDE))
-    house.snapshots = Snapshots(
-        house.sessions, house.models, cast("Sealer", Unopened()), house.clock
-    )
+    house.snapshots = AtOnce(house.sessions, house.models, cast("Sealer", Unopened()), house.clock)
     house.answer(bytes(2000))
     with pytest.raises(AssertionError, match="opened"):
         house.snapshots.restore(bytes(1000), None)
@@ -315,7 +343,7 @@ def test_the_longest_names_fit(house: House) -> None:
     house = House((long,))
     name = "k" * 32
     sealer = Sealer([Key(name.encode(), SECRETS["a"])])
-    house.snapshots = Snapshots(house.sessions, house.models, sealer, house.clock)
+    house.snapshots = AtOnce(house.sessions, house.models, sealer, house.clock)
     session = house.sessions.create(long, 0)
     house.sessions.commit(session, Checkpoint(state(0, 0, 0, 0), 1, 1, b"\xf0\x9f\x98"))
     sealed = house.snapshots.export(session.name, None).sealed

@@ -26,6 +26,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_NOT_IMPLEMENTED: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
     ERROR_REASON_SNAPSHOTS_DISABLED: _ClassVar[ErrorReason]
+    ERROR_REASON_MODEL_NOT_SERVED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_UNKNOWN_TEXT: ErrorReason
@@ -46,3 +47,4 @@ ERROR_REASON_FENCED: ErrorReason
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_SNAPSHOTS_DISABLED: ErrorReason
+ERROR_REASON_MODEL_NOT_SERVED: ErrorReason

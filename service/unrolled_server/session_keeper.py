@@ -1,0 +1,87 @@
+"""All sessions of the server, wherever they are: what services and turns ask for them.
+
+This is how they are kept in memory alone; `stored_sessions` keeps them in a store as well. Both run
+in the event loop's thread, and a session that a method returns is in memory until the next await.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unrolled_server.answers import Answer
+from unrolled_server.models import ServedModel
+from unrolled_server.sessions import Session, Sessions
+from unrolled_server.store import StoreStats
+from unrolled_server.types import Checkpoint, Durability, SessionView
+
+
+class SessionKeeper:
+    """Sessions that live as long as the process."""
+
+    durability = Durability.MEMORY
+
+    def __init__(self, memory: Sessions) -> None:
+        self.memory = memory
+
+    @property
+    def stats(self) -> StoreStats | None:
+        """What the store counts; None: there is none."""
+        return None
+
+    def stored(self) -> Mapping[str, int]:
+        """Sessions in the store by model, name/version."""
+        return {}
+
+    async def load(self, name: str) -> Session:
+        """The session of this name. Raises SessionNotFound."""
+        return self.memory.get(name)
+
+    async def create(
+        self, model: ServedModel, seed: int | None = None, idle_ttl: float | None = None
+    ) -> Session:
+        """A new session at the zero state. Raises TooManySessions."""
+        return self.memory.create(model, seed, idle_ttl)
+
+    async def restore(
+        self, model: ServedModel, past: Checkpoint, seed: int, idle_ttl: float | None
+    ) -> Session:
+        """A new session that stands where another one stood. Raises TooManySessions."""
+        return self.memory.restore(model, past, seed, idle_ttl)
+
+    async def fork(self, name: str, seed: int | None) -> Session:
+        """A new session with the same past. Raises SessionNotFound, TooManySessions."""
+        return self.memory.fork(name, seed)
+
+    async def delete(self, name: str) -> None:
+        """End a session, and the turn it has under way. Raises SessionNotFound."""
+        self.memory.delete(name)
+
+    async def page(self, model: str, size: int, token: str) -> tuple[list[SessionView], str]:
+        """Up to `size` sessions in the order of names; see `Sessions.page`."""
+        page, after = self.memory.page(model, size, token)
+        return [session.view for session in page], after
+
+    async def commit(
+        self, session: Session, past: Checkpoint, answer: Answer | None = None
+    ) -> None:
+        """Move a session that is held to where its turn ended, as durably as `durability` says.
+
+        Either it has moved when this returns, or nothing has changed. Cancelling the call
+        does not stop it. Raises SessionNotFound where the session has ended.
+        """
+        self.memory.commit(session, past, answer)
+
+    def release(self, session: Session) -> None:
+        """End a turn once its commit, if it came to that, is through."""
+        self.memory.release(session)
+
+    def touch(self, session: Session) -> None:
+        """Count a read of the session's state as a use of it, if it has not ended."""
+        self.memory.touch(session)
+
+    async def expire(self) -> bool:
+        """End sessions whose idle time is over; of very many, some: whether that may be so."""
+        return self.memory.expire()
+
+    async def close(self) -> None:
+        """Finish what is under way; nothing is to be asked for any more."""

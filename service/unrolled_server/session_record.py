@@ -1,0 +1,174 @@
+"""What a store keeps of a session, and its bytes.
+
+Two parts, so that a listing reads no states: facts, which say what the session is and hold a
+digest of the other part, and the body, which holds what its next turn starts from. Facts end
+with a digest of themselves. All numbers are little-endian.
+
+    facts   FACTS, tenant and model (each a text behind its length in two bytes), digest
+    body    BODY, partial character, recorded answers, state as float32
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+import numpy as np
+
+from unrolled_server.session_names import ID_BYTES, name_of, session_id
+from unrolled_server.types import Checkpoint
+
+VERSION = 1
+DIGEST_BYTES = 16
+FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQqIddd{DIGEST_BYTES}s")
+"""Version; ID; fingerprint; epoch; seed; position; numbers of a state; created, used, idle TTL;
+digest of the body."""
+LENGTH = struct.Struct("<H")
+BODY = struct.Struct("<iiHI")
+"""Pending and previous token; bytes of the partial character and of the answers."""
+NONE = -1
+"""Stands for a token that there is not."""
+TENANT = "default"
+"""Whose sessions these are, until there are others."""
+
+
+class RecordDamaged(Exception):
+    """These bytes are not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFacts:
+    """A session as a listing shows it."""
+
+    name: str
+    """sessions/ID"""
+    tenant: str
+    model: str
+    """name/version"""
+    fingerprint: str
+    """64 lower-case hexadecimal digits."""
+    epoch: int
+    """Goes up whenever another server takes the session over."""
+    seed: int
+    position: int
+    state_size: int
+    """Numbers of a state of the model."""
+    created: float
+    """Seconds since the epoch."""
+    used: float
+    """Seconds since the epoch."""
+    idle_ttl: float
+    """Seconds; 0: it never expires."""
+
+    @property
+    def ends(self) -> float | None:
+        """Seconds since the epoch; None: it never expires."""
+        return self.used + self.idle_ttl if self.idle_ttl else None
+
+    def is_over(self, now: float) -> bool:
+        """Whether its idle time is over."""
+        return self.ends is not None and self.ends <= now
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """All of a session."""
+
+    facts: SessionFacts
+    past: Checkpoint
+    answers: bytes
+    """As `answers` has them."""
+
+
+def encode(record: SessionRecord) -> tuple[bytes, bytes]:
+    """The record's facts and body."""
+    past = record.past
+    head = BODY.pack(
+        NONE if past.pending is None else past.pending,
+        NONE if past.previous is None else past.previous,
+        len(past.partial),
+        len(record.answers),
+    )
+    state = b"" if past.state is None else past.state.astype("<f4", copy=False).tobytes()
+    body = b"".join((head, past.partial, record.answers, state))
+    return _facts(record.facts, _digest(body)), body
+
+
+def decode(facts: bytes, body: bytes) -> SessionRecord:
+    """The record with these bytes. Raises RecordDamaged."""
+    known, digest = _read(facts)
+    if _digest(body) != digest:
+        raise RecordDamaged("the body is not what its digest says")
+    pending, previous, partial_bytes, answers_bytes = BODY.unpack_from(body)
+    answers_at = BODY.size + partial_bytes
+    state_at = answers_at + answers_bytes
+    state = np.frombuffer(body[state_at:], "<f4").astype(np.float32)
+    past = Checkpoint(
+        state if state.size else None,
+        None if pending == NONE else pending,
+        known.position,
+        body[BODY.size : answers_at],
+        None if previous == NONE else previous,
+    )
+    return SessionRecord(known, past, body[answers_at:state_at])
+
+
+def decode_facts(facts: bytes) -> SessionFacts:
+    """What these facts say. Raises RecordDamaged."""
+    return _read(facts)[0]
+
+
+def with_use(facts: bytes, used: float) -> tuple[bytes, SessionFacts]:
+    """The same facts of a session that was used then, if it was not later. Raises RecordDamaged."""
+    known, digest = _read(facts)
+    known = replace(known, used=max(known.used, used))
+    return _facts(known, digest), known
+
+
+def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
+    head = FACTS.pack(
+        VERSION,
+        session_id(facts.name),
+        bytes.fromhex(facts.fingerprint),
+        facts.epoch,
+        facts.seed,
+        facts.position,
+        facts.state_size,
+        facts.created,
+        facts.used,
+        facts.idle_ttl,
+        body_digest,
+    )
+    texts = (facts.tenant.encode(), facts.model.encode())
+    whole = head + b"".join(LENGTH.pack(len(text)) + text for text in texts)
+    return whole + _digest(whole)
+
+
+def _read(facts: bytes) -> tuple[SessionFacts, bytes]:
+    """What facts say, and the digest of their body. Raises RecordDamaged."""
+    whole, digest = facts[:-DIGEST_BYTES], facts[-DIGEST_BYTES:]
+    if len(whole) < FACTS.size or _digest(whole) != digest:
+        raise RecordDamaged("the facts are not what their digest says")
+    version, id_, fingerprint, epoch, seed, position, *rest = FACTS.unpack_from(whole)
+    if version != VERSION:
+        raise RecordDamaged(f"version {version} of the layout is unknown")
+    state_size, created, used, idle_ttl, body_digest = rest
+    tenant, at = _text(whole, FACTS.size)
+    model, _ = _text(whole, at)
+    known = SessionFacts(
+        name_of(id_), tenant, model, fingerprint.hex(), epoch, seed, position, state_size,
+        created, used, idle_ttl,
+    )  # fmt: skip
+    return known, body_digest
+
+
+def _text(whole: bytes, at: int) -> tuple[str, int]:
+    """The text that begins here, and where it ends."""
+    (length,) = LENGTH.unpack_from(whole, at)
+    start = at + LENGTH.size
+    return whole[start : start + length].decode(), start + length
+
+
+def _digest(part: bytes) -> bytes:
+    return blake2b(part, digest_size=DIGEST_BYTES).digest()

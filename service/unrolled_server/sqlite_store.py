@@ -1,0 +1,448 @@
+"""Sessions in an SQLite file, which one server has to itself.
+
+One thread has the only connection. It takes everything that waits for it at once: reads, each
+by itself, then all writes in one transaction, so that turns that end together share one flush
+of the disk. The transaction is done or undone as a whole before anybody hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeAlias, TypeVar
+
+import apsw
+
+from unrolled_server.errors import (
+    RecordCorrupt,
+    ServerError,
+    SessionNotFound,
+    StoreFull,
+    StoreUnavailable,
+)
+from unrolled_server.failpoints import FailpointError, reach
+from unrolled_server.logs import log_event
+from unrolled_server.session_names import name_of, session_id
+from unrolled_server.session_record import (
+    RecordDamaged,
+    SessionFacts,
+    SessionRecord,
+    decode,
+    decode_facts,
+    encode,
+    with_use,
+)
+from unrolled_server.store import StoreOpenError, StorePage, StoreStats
+from unrolled_server.types import Durability
+
+logger = logging.getLogger(__name__)
+
+NAME = "sqlite"
+"""What errors call this store."""
+APPLICATION_ID = 0x756E726C
+"""Tells a store from other SQLite files: "unrl"."""
+SCHEMA_VERSION = 1
+SCHEMA = f"""
+CREATE TABLE sessions (
+    number INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    model TEXT NOT NULL,
+    ends REAL,
+    facts BLOB NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX sessions_by_end ON sessions (ends) WHERE ends IS NOT NULL;
+CREATE INDEX sessions_by_model ON sessions (model);
+CREATE TABLE quarantine (
+    id BLOB PRIMARY KEY,
+    model TEXT NOT NULL,
+    facts BLOB NOT NULL,
+    body BLOB NOT NULL,
+    found REAL NOT NULL
+) STRICT;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+SYNCHRONOUS = {Durability.FSYNC: "FULL", Durability.PROCESS_CRASH: "NORMAL"}
+
+T = TypeVar("T")
+Changes: TypeAlias = "Counter[str]"
+"""By how many sessions of each model a transaction changes their number."""
+Act: TypeAlias = "Callable[[apsw.Connection, Changes], Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something that the thread is to do."""
+
+    act: Act
+    future: asyncio.Future[Any]
+    reads: bool = False
+    is_turn: bool = False
+    asked: float = field(default_factory=time.perf_counter)
+
+
+Result: TypeAlias = "tuple[asyncio.Future[Any], Any, Exception | None]"
+"""Whose it is, what came of it, or what went wrong."""
+
+
+class SqliteStore:
+    """A Store in one file. To be made in the event loop's thread, and used there."""
+
+    def __init__(
+        self, path: Path, durability: Durability = Durability.FSYNC, vfs: str | None = None
+    ) -> None:
+        """Open the file, or make it. Raises StoreOpenError."""
+        self.durability = durability
+        self.stats = StoreStats()
+        self._db = _opened(path, SYNCHRONOUS[durability], vfs)
+        rows = self._db.execute("SELECT model, count(*) FROM sessions GROUP BY model")
+        self._counts: Counter[str] = Counter(dict(rows))
+        self._loop = asyncio.get_running_loop()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._is_closed = False
+        self._thread = Thread(target=self._run, name="sqlite-store", daemon=True)
+        self._thread.start()
+
+    def count(self) -> Mapping[str, int]:
+        """Sessions by model, name/version."""
+        return self._counts
+
+    async def insert(self, record: SessionRecord) -> None:
+        """Keep a new session."""
+        await self._submit(lambda db, changes: _insert(db, changes, record))
+
+    async def commit(self, record: SessionRecord) -> None:
+        """Replace a session's record by that after a turn. Raises SessionNotFound."""
+        await self._submit(lambda db, _: _update(db, record), is_turn=True)
+
+    async def read(self, id_: bytes) -> SessionRecord | None:
+        """A session's record; None: there is none. Raises RecordCorrupt, and keeps raising it."""
+        record: SessionRecord | None = await self._submit(
+            lambda db, changes: self._read(db, changes, id_), reads=True
+        )
+        return record
+
+    async def delete(self, id_: bytes) -> bool:
+        """End a session, readable or not; whether there was one."""
+        ended: bool = await self._submit(lambda db, changes: _delete(db, changes, id_))
+        return ended
+
+    async def note_uses(self, uses: Mapping[bytes, float]) -> None:
+        """Sessions were used, in seconds since the epoch; those that have ended are ignored."""
+        await self._submit(lambda db, _: _note_uses(db, uses))
+
+    async def page(self, after: bytes, most: int) -> StorePage:
+        """Up to `most` sessions behind an ID; those that cannot be read are left out."""
+        page: StorePage = await self._submit(
+            lambda db, changes: self._page(db, changes, after, most), reads=True
+        )
+        return page
+
+    async def over(self, now: float, most: int) -> list[bytes]:
+        """IDs of up to `most` sessions whose idle time is over, longest first."""
+        ids: list[bytes] = await self._submit(lambda db, _: _over(db, now, most), reads=True)
+        return ids
+
+    async def expire(self, ids: list[bytes], now: float) -> int:
+        """End those of these sessions whose idle time is over; how many that were."""
+        ended: int = await self._submit(lambda db, changes: _expire(db, changes, ids, now))
+        return ended
+
+    async def close(self) -> None:
+        """Finish what was asked for; nothing is to be asked for any more."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+
+    def _submit(
+        self, act: Act, *, reads: bool = False, is_turn: bool = False
+    ) -> asyncio.Future[Any]:
+        if self._is_closed:
+            raise StoreUnavailable(NAME)
+        job = Job(act, self._loop.create_future(), reads, is_turn)
+        self._jobs.put(job)
+        return job.future
+
+    # What follows runs in the store's thread.
+
+    def _run(self) -> None:
+        while True:
+            jobs = self._waiting()
+            wanted = [job for job in jobs if job is not None]
+            results = [self._read_one(job) for job in wanted if job.reads]
+            if writes := [job for job in wanted if not job.reads]:
+                results += self._write(writes)
+            if results:
+                self._loop.call_soon_threadsafe(_deliver, results)
+            if len(wanted) < len(jobs):
+                self._db.close()
+                return
+
+    def _waiting(self) -> list[Job | None]:
+        """What there is to do; waits until there is something. None: the end."""
+        jobs = [self._jobs.get()]
+        while True:
+            try:
+                jobs.append(self._jobs.get_nowait())
+            except Empty:
+                return jobs
+
+    def _read_one(self, job: Job) -> Result:
+        changes: Changes = Counter()
+        try:
+            value = job.act(self._db, changes)
+        except Exception as error:
+            return job.future, None, self._failure(error)
+        self._counts.update(changes)
+        return job.future, value, None
+
+    def _write(self, jobs: list[Job]) -> list[Result]:
+        """Do all in one transaction; if that fails, none."""
+        turns = [job for job in jobs if job.is_turn]
+        changes: Changes = Counter()
+        try:
+            _reach_with(turns, "store.before_write")
+            self._db.execute("BEGIN IMMEDIATE")
+            results = [_attempt(job, self._db, changes) for job in jobs]
+            _reach_with(turns, "store.before_commit")
+            self._db.execute("COMMIT")
+        except Exception as error:
+            failure = self._failure(error)
+            self._roll_back()
+            return [(job.future, None, failure) for job in jobs]
+        _reach_with(turns, "store.after_commit")
+        self._counts.update(changes)
+        now = time.perf_counter()
+        for job in turns:
+            self.stats.commit.observe(now - job.asked)
+        return results
+
+    def _roll_back(self) -> None:
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except apsw.Error:
+            logger.exception("store_rollback_failed")
+
+    def _failure(self, error: Exception) -> ServerError:
+        """What the caller is told; what only the operator can use goes to the log."""
+        if isinstance(error, ServerError):
+            return error
+        if isinstance(error, apsw.FullError):
+            self.stats.errors["full"] += 1
+            log_event(logger, logging.ERROR, "store_full", store=NAME)
+            return StoreFull(NAME)
+        self.stats.errors["unavailable"] += 1
+        if isinstance(error, apsw.Error | FailpointError):
+            log_event(logger, logging.ERROR, "store_failed", store=NAME, error=str(error))
+        else:
+            logger.error("store_failed", exc_info=error)
+        return StoreUnavailable(NAME)
+
+    def _read(self, db: apsw.Connection, changes: Changes, id_: bytes) -> SessionRecord | None:
+        row = db.execute("SELECT facts, body FROM sessions WHERE id = ?", (id_,)).fetchone()
+        if row is None:
+            if db.execute("SELECT 1 FROM quarantine WHERE id = ?", (id_,)).fetchone():
+                raise RecordCorrupt(name_of(id_))
+            return None
+        try:
+            record = decode(*row)
+            _check_owner(record.facts, id_)
+        except RecordDamaged as error:
+            self._quarantine(db, changes, id_, error)
+            raise RecordCorrupt(name_of(id_)) from error
+        return record
+
+    def _page(self, db: apsw.Connection, changes: Changes, after: bytes, most: int) -> StorePage:
+        query = "SELECT id, facts FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
+        rows: list[tuple[bytes, bytes]] = db.execute(query, (after, most)).fetchall()
+        found = []
+        for id_, facts in rows:
+            try:
+                known = decode_facts(facts)
+                _check_owner(known, id_)
+            except RecordDamaged as error:
+                self._quarantine(db, changes, id_, error)
+            else:
+                found.append(known)
+        return StorePage(found, rows[-1][0] if len(rows) == most else None)
+
+    def _quarantine(
+        self, db: apsw.Connection, changes: Changes, id_: bytes, error: RecordDamaged
+    ) -> None:
+        """Put a record aside, for whoever wants to see what happened to it, and count it."""
+        self.stats.damaged += 1
+        log_event(logger, logging.ERROR, "record_corrupt", session=name_of(id_), problem=str(error))
+        try:
+            with db:
+                db.execute(
+                    "INSERT OR REPLACE INTO quarantine"
+                    " SELECT id, model, facts, body, ? FROM sessions WHERE id = ?",
+                    (time.time(), id_),
+                )
+                _remove(db, changes, id_)
+        except apsw.Error:
+            # It stays where it is, to be found again.
+            changes.clear()
+            logger.exception("quarantine_failed")
+
+
+def _opened(path: Path, synchronous: str, vfs: str | None) -> apsw.Connection:
+    """A connection to the file that no other process shares. Raises StoreOpenError."""
+    try:
+        _make(path)
+        db = apsw.Connection(str(path), apsw.SQLITE_OPEN_READWRITE, vfs)
+        # Before the file is first read: then the write-ahead log needs no shared memory.
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        _check_kind(db, path)
+        db.execute("PRAGMA journal_mode = WAL").fetchall()
+        # NORMAL and FULL; on macOS a flush that reaches the disk is one more setting.
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute("PRAGMA fullfsync = ON")
+        db.execute("BEGIN EXCLUSIVE")
+        if not db.pragma("user_version"):
+            db.execute(SCHEMA)
+        db.execute("COMMIT")
+    except apsw.BusyError as error:
+        raise StoreOpenError(f"{path}: another process has it open") from error
+    except (apsw.Error, OSError) as error:
+        raise StoreOpenError(f"{path}: {error}") from error
+    return db
+
+
+def _make(path: Path) -> None:
+    """Make the file if it is not there, for its owner only. Raises OSError."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _check_kind(db: apsw.Connection, path: Path) -> None:
+    """Refuse a file of something else. Raises StoreOpenError."""
+    version = db.pragma("user_version")
+    is_new = not db.execute("SELECT count(*) FROM sqlite_schema").get
+    if not is_new and db.pragma("application_id") != APPLICATION_ID:
+        raise StoreOpenError(f"{path}: an SQLite file, but no store of sessions")
+    if not is_new and version != SCHEMA_VERSION:
+        raise StoreOpenError(f"{path}: version {version}; this server knows {SCHEMA_VERSION}")
+
+
+def _reach_with(turns: list[Job], place: str) -> None:
+    if turns:
+        reach(place)
+
+
+def _attempt(job: Job, db: apsw.Connection, changes: Changes) -> Result:
+    """Do a job of a transaction; what it is refused is its own matter."""
+    try:
+        return job.future, job.act(db, changes), None
+    except ServerError as error:
+        return job.future, None, error
+
+
+def _deliver(results: list[Result]) -> None:
+    """In the event loop's thread."""
+    for future, value, error in results:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
+def _check_owner(facts: SessionFacts, id_: bytes) -> None:
+    """Raises RecordDamaged where the facts are those of another session."""
+    if session_id(facts.name) != id_:
+        raise RecordDamaged("the record is that of another session")
+
+
+def _insert(db: apsw.Connection, changes: Changes, record: SessionRecord) -> None:
+    facts = record.facts
+    db.execute(
+        "INSERT INTO sessions (id, model, ends, facts, body) VALUES (?, ?, ?, ?, ?)",
+        (session_id(facts.name), facts.model, facts.ends, *encode(record)),
+    )
+    changes[facts.model] += 1
+
+
+def _update(db: apsw.Connection, record: SessionRecord) -> None:
+    name = record.facts.name
+    db.execute(
+        "UPDATE sessions SET ends = ?, facts = ?, body = ? WHERE id = ?",
+        (record.facts.ends, *encode(record), session_id(name)),
+    )
+    if not db.changes():
+        raise SessionNotFound(name)
+
+
+def _remove(db: apsw.Connection, changes: Changes, id_: bytes) -> bool:
+    row = db.execute("DELETE FROM sessions WHERE id = ? RETURNING model", (id_,)).fetchone()
+    if row is None:
+        return False
+    changes[row[0]] -= 1
+    return True
+
+
+def _delete(db: apsw.Connection, changes: Changes, id_: bytes) -> bool:
+    if _remove(db, changes, id_):
+        return True
+    db.execute("DELETE FROM quarantine WHERE id = ?", (id_,))
+    return db.changes() > 0
+
+
+def _note_uses(db: apsw.Connection, uses: Mapping[bytes, float]) -> None:
+    for id_, used in uses.items():
+        row = db.execute("SELECT facts FROM sessions WHERE id = ?", (id_,)).fetchone()
+        if row is None:
+            continue
+        try:
+            facts, known = with_use(row[0], used)
+        except RecordDamaged:
+            # It is dealt with when it is read.
+            continue
+        db.execute("UPDATE sessions SET ends = ?, facts = ? WHERE id = ?", (known.ends, facts, id_))
+
+
+def _over(db: apsw.Connection, now: float, most: int) -> list[bytes]:
+    query = "SELECT id FROM sessions WHERE ends <= ? ORDER BY ends LIMIT ?"
+    return [id_ for (id_,) in db.execute(query, (now, most))]
+
+
+def _expire(db: apsw.Connection, changes: Changes, ids: list[bytes], now: float) -> int:
+    ended = 0
+    for id_ in ids:
+        row = db.execute("SELECT facts FROM sessions WHERE id = ?", (id_,)).fetchone()
+        # The column is only an index; a damaged record stays, so that its owner is told.
+        if row is not None and _is_over(db, row[0], id_, now):
+            ended += _remove(db, changes, id_)
+    return ended
+
+
+def _is_over(db: apsw.Connection, facts: bytes, id_: bytes, now: float) -> bool:
+    """Whether a session is over by its facts; an index that says otherwise is put right."""
+    try:
+        known = decode_facts(facts)
+    except RecordDamaged:
+        db.execute("UPDATE sessions SET ends = NULL WHERE id = ?", (id_,))
+        return False
+    if not known.is_over(now):
+        db.execute("UPDATE sessions SET ends = ? WHERE id = ?", (known.ends, id_))
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""What keeps sessions beyond the memory of one process: the interface of stores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from unrolled_server.session_record import SessionFacts, SessionRecord
+from unrolled_server.stats import LATENCY, Tally
+from unrolled_server.types import Durability
+
+
+class StoreOpenError(Exception):
+    """The store cannot be opened; the message says which and why."""
+
+
+class StoreStats:
+    """What a store counts; read by the metrics endpoint."""
+
+    def __init__(self) -> None:
+        self.commit = Tally(LATENCY)
+        """Seconds that turns waited for their commit."""
+        self.errors: Counter[str] = Counter({"full": 0, "unavailable": 0})
+        """Transactions and reads that failed, by what was the matter."""
+        self.damaged = 0
+        """Records that were not what had been written."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorePage:
+    """Sessions in the order of their IDs."""
+
+    sessions: list[SessionFacts]
+    after: bytes | None
+    """The ID to go on behind; None: these were the last ones."""
+
+
+class Store(Protocol):
+    """Keeps records of sessions by their IDs (`session_names.session_id`).
+
+    A method returns once what it did is as durable as `durability` says. Every one of them
+    raises StoreUnavailable or StoreFull where the store fails; nothing has changed then.
+    Cancelling a call does not undo it.
+    """
+
+    @property
+    def durability(self) -> Durability:
+        """What records outlive once they are written."""
+
+    @property
+    def stats(self) -> StoreStats:
+        """What was counted."""
+
+    def count(self) -> Mapping[str, int]:
+        """Sessions by model, name/version."""
+
+    async def insert(self, record: SessionRecord) -> None:
+        """Keep a new session."""
+
+    async def commit(self, record: SessionRecord) -> None:
+        """Replace a session's record by that after a turn. Raises SessionNotFound."""
+
+    async def read(self, id_: bytes) -> SessionRecord | None:
+        """A session's record; None: there is none. Raises RecordCorrupt, and keeps raising it."""
+
+    async def delete(self, id_: bytes) -> bool:
+        """End a session, readable or not; whether there was one."""
+
+    async def note_uses(self, uses: Mapping[bytes, float]) -> None:
+        """Sessions were used, in seconds since the epoch; those that have ended are ignored."""
+
+    async def page(self, after: bytes, most: int) -> StorePage:
+        """Up to `most` sessions behind an ID; those that cannot be read are left out."""
+
+    async def over(self, now: float, most: int) -> list[bytes]:
+        """IDs of up to `most` sessions whose idle time is over, longest first."""
+
+    async def expire(self, ids: list[bytes], now: float) -> int:
+        """End those of these sessions whose idle time is over; how many that were."""
+
+    async def close(self) -> None:
+        """Finish what was asked for; nothing is to be asked for any more."""

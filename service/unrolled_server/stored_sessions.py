@@ -1,0 +1,307 @@
+"""Sessions that a store has all of, and memory those that are in use.
+
+Whatever changes a session is in the store before it is in memory, and there before anybody hears of
+it: so memory may let go of any session that is idle. A session comes back under its name when it is
+asked for. One server has the store to itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from unrolled_server.answers import Answer
+from unrolled_server.errors import (
+    InvalidField,
+    ModelNotFound,
+    ModelNotServed,
+    ServerError,
+    SessionNotFound,
+    StoreUnavailable,
+)
+from unrolled_server.failpoints import FailpointError, reach
+from unrolled_server.models import Models, ServedModel
+from unrolled_server.session_keeper import SessionKeeper
+from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
+from unrolled_server.session_record import SessionFacts
+from unrolled_server.sessions import Session, Sessions
+from unrolled_server.store import Store, StoreStats
+from unrolled_server.types import Checkpoint, Durability, SessionView
+
+CHUNK = 500
+"""Sessions that are asked of the store at once, for a page or to end them."""
+MAX_CHUNKS = 16
+"""Of one page: it may be short where many sessions do not match."""
+PAGE_TOKEN = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}")
+
+
+class StoredSessions(SessionKeeper):
+    """Sessions in memory and in a store. `memory` spills."""
+
+    def __init__(
+        self,
+        memory: Sessions,
+        models: Models,
+        store: Store,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(memory)
+        self.durability: Durability = store.durability
+        self._models = models
+        self._store = store
+        self._clock = clock
+        self._commits: dict[str, asyncio.Task[None]] = {}
+        """Commits under way by session."""
+        self._uses: dict[bytes, float] = {}
+        """Uses that the store does not know of yet, by ID."""
+        self._deleted: set[bytes] = set()
+        """IDs of sessions that ended while somebody waits for their records."""
+
+    @property
+    def stats(self) -> StoreStats:
+        """What the store counts."""
+        return self._store.stats
+
+    def stored(self) -> Mapping[str, int]:
+        """Sessions in the store by model, name/version."""
+        return self._store.count()
+
+    async def load(self, name: str) -> Session:
+        """The session of this name, in memory from now on.
+
+        Raises SessionNotFound, ModelNotServed, RecordCorrupt, StoreUnavailable.
+        """
+        with suppress(SessionNotFound):
+            return self.memory.get(name)
+        id_ = session_id(name)
+        if id_ is None:
+            raise SessionNotFound(name)
+        with self._awaited(id_):
+            record = await self._store.read(id_)
+            is_deleted = id_ in self._deleted
+        # Somebody else may have waited for it too, and gone on.
+        with suppress(SessionNotFound):
+            return self.memory.get(name)
+        if record is None or is_deleted:
+            raise SessionNotFound(name)
+        facts = self._current(record.facts)
+        if facts.is_over(self._clock()):
+            raise SessionNotFound(name)
+        return self.memory.admit(replace(record, facts=facts), self._model(facts))
+
+    async def create(
+        self, model: ServedModel, seed: int | None = None, idle_ttl: float | None = None
+    ) -> Session:
+        """A new session at the zero state. Raises StoreFull, StoreUnavailable."""
+        session = self.memory.create(model, seed, idle_ttl)
+        await self._keep(session)
+        return session
+
+    async def restore(
+        self, model: ServedModel, past: Checkpoint, seed: int, idle_ttl: float | None
+    ) -> Session:
+        """A new session that stands where another one stood. Raises StoreFull, StoreUnavailable."""
+        session = self.memory.restore(model, past, seed, idle_ttl)
+        await self._keep(session)
+        return session
+
+    async def fork(self, name: str, seed: int | None) -> Session:
+        """A new session with the same past. Raises what `load` and `restore` do."""
+        parent = await self.load(name)
+        past = self.memory.checkpoint(parent)
+        seed = parent.seed if seed is None else seed
+        child = await self.restore(parent.model, past, seed, parent.idle_ttl)
+        self._use(name)
+        return child
+
+    async def delete(self, name: str) -> None:
+        """End a session, and the turn it has under way, whether or not it can be read.
+
+        Raises SessionNotFound, StoreFull, StoreUnavailable.
+        """
+        id_ = session_id(name)
+        if id_ is None or not await self._is_there(name, id_):
+            raise SessionNotFound(name)
+        ended = await asyncio.shield(asyncio.ensure_future(self._delete(name, id_)))
+        if not ended:
+            raise SessionNotFound(name)
+
+    async def page(self, model: str, size: int, token: str) -> tuple[list[SessionView], str]:
+        """Up to `size` sessions in the order of names, from where `token` says.
+
+        As `Sessions.page`. Raises InvalidField, StoreUnavailable.
+        """
+        if token and not PAGE_TOKEN.fullmatch(token):
+            raise InvalidField("page_token", "is not one that a page came with")
+        after = bytes.fromhex(token)
+        views: list[SessionView] = []
+        for _ in range(MAX_CHUNKS):
+            chunk = await self._store.page(after, CHUNK)
+            views += filter(None, (self._view(facts, model) for facts in chunk.sessions))
+            if len(views) > size:
+                return views[:size], views[size - 1].name.removeprefix("sessions/")
+            if chunk.after is None:
+                return views, ""
+            after = chunk.after
+        return views, after.hex()
+
+    async def commit(
+        self, session: Session, past: Checkpoint, answer: Answer | None = None
+    ) -> None:
+        """Move a session that is held to where its turn ended: in the store, then in memory."""
+        name = session.name
+        commit = asyncio.ensure_future(self._commit(session, past, answer))
+        self._commits[name] = commit
+        commit.add_done_callback(lambda _: self._commits.pop(name))
+        await asyncio.shield(commit)
+
+    def release(self, session: Session) -> None:
+        """End a turn once its commit, if it came to that, is through."""
+        commit = self._commits.get(session.name)
+        if commit is None or commit.done():
+            self.memory.release(session)
+        else:
+            commit.add_done_callback(lambda _: self.memory.release(session))
+
+    def touch(self, session: Session) -> None:
+        """Count a read of the session's state as a use of it, if it has not ended."""
+        if not session.has_ended:
+            self._use(session.name)
+
+    async def expire(self) -> bool:
+        """End sessions whose idle time is over; of very many, some: whether that may be so."""
+        more_in_memory = self.memory.expire()
+        await self._write_uses()
+        now = self._clock()
+        over = await self._store.over(now, CHUNK + self.memory.busy)
+        # What is still in memory is busy, or comes next.
+        gone = [id_ for id_ in over if not self.memory.has(id_)]
+        ended = await self._store.expire(gone, now) if gone else 0
+        self.memory.ended["expired"] += ended
+        return more_in_memory or ended >= CHUNK
+
+    async def close(self) -> None:
+        """Finish what is under way; nothing is to be asked for any more."""
+        try:
+            await self._write_uses()
+        finally:
+            await self._store.close()
+
+    async def _keep(self, session: Session) -> None:
+        """Store a new session, of which nobody knows yet; if that fails, there is none."""
+        self.memory.hold(session, lambda: None)
+        record = self.memory.record(session, self.memory.checkpoint(session))
+        try:
+            await self._store.insert(record)
+        except BaseException:
+            self.memory.drop(session.name)
+            raise
+        self.memory.release(session)
+
+    async def _commit(self, session: Session, past: Checkpoint, answer: Answer | None) -> None:
+        record = self.memory.record(session, past, answer)
+        try:
+            reach("commit.before_write")
+        except FailpointError as error:
+            raise StoreUnavailable("failpoint") from error
+        await self._store.commit(record)
+        reach("commit.before_memory")
+        self.memory.commit(session, past, answer)
+        reach("commit.before_reply")
+
+    async def _is_there(self, name: str, id_: bytes) -> bool:
+        """Whether there is a session to be ended: not where its idle time is over."""
+        with suppress(SessionNotFound):
+            self.memory.get(name)
+            return True
+        try:
+            record = await self._store.read(id_)
+        except ServerError as error:
+            if error.code != "DATA_LOSS":
+                raise
+            return True
+        return record is not None and not self._current(record.facts).is_over(self._clock())
+
+    async def _delete(self, name: str, id_: bytes) -> bool:
+        ended = await self._store.delete(id_)
+        if id_[-KEY_BYTES:] in self.memory.awaited:
+            self._deleted.add(id_)
+        self.memory.drop(name)
+        self._uses.pop(id_, None)
+        self.memory.ended["deleted"] += ended
+        return ended
+
+    @contextmanager
+    def _awaited(self, id_: bytes) -> Iterator[None]:
+        """Somebody waits for this session's record: until then it is not spilled."""
+        key, awaited = id_[-KEY_BYTES:], self.memory.awaited
+        awaited[key] += 1
+        try:
+            yield
+        finally:
+            awaited[key] -= 1
+            if not awaited[key]:
+                del awaited[key]
+                self._deleted.discard(id_)
+
+    def _current(self, facts: SessionFacts) -> SessionFacts:
+        """The facts, with uses that the store does not know of yet."""
+        id_ = session_id(facts.name)
+        used = facts.used if id_ is None else self._uses.get(id_, facts.used)
+        return replace(facts, used=max(used, facts.used))
+
+    def _model(self, facts: SessionFacts) -> ServedModel:
+        """The model that goes on with this session. Raises ModelNotServed."""
+        try:
+            return self._models.with_fingerprint(facts.fingerprint, facts.model)
+        except ModelNotFound as error:
+            raise ModelNotServed(facts.name, facts.model, facts.fingerprint) from error
+
+    def _view(self, facts: SessionFacts, wanted: str) -> SessionView | None:
+        """The session as callers see it; None where it is over, or of another model."""
+        try:
+            view = self.memory.get(facts.name).view
+        except SessionNotFound:
+            facts = self._current(facts)
+            if facts.is_over(self._clock()):
+                return None
+            view = self._stored_view(facts)
+        return view if wanted in ("", view.model, view.model.rpartition("/")[0]) else None
+
+    def _stored_view(self, facts: SessionFacts) -> SessionView:
+        label = facts.model
+        with suppress(ModelNotServed):
+            label = self._model(facts).label
+        return SessionView(
+            name=facts.name,
+            model=label,
+            fingerprint=facts.fingerprint,
+            position=facts.position,
+            seed=facts.seed,
+            state_bytes=4 * facts.state_size,
+            created=facts.created,
+            used=facts.used,
+            expires=facts.ends,
+        )
+
+    def _use(self, name: str) -> None:
+        """The session is used now, in memory or not; the store hears of it at the next expiry."""
+        id_ = session_id(name)
+        if id_ is not None:
+            self._uses[id_] = self._clock()
+        with suppress(SessionNotFound):
+            self.memory.touch(self.memory.get(name))
+
+    async def _write_uses(self) -> None:
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        try:
+            await self._store.note_uses(uses)
+        except ServerError:
+            self._uses = uses | self._uses
+            raise
