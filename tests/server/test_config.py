@@ -32,6 +32,7 @@ DEFAULTS = {
     "seal_key_file": None,
     "flush_tokens": 16,
     "flush_interval": 0.02,
+    "flush_rate": 500,
     "write_timeout": 30.0,
     "log_level": "info",
     "log_format": "text",
