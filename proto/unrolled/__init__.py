@@ -10,6 +10,12 @@
 Answers are the messages of the contract, unrolled.v1; errors are UnrolledError.
 """
 
+import os
+
+# gRPC's own default, which its core forgets where a TLS handshake fails: that is raised, too. It is
+# read when gRPC is first imported.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from unrolled.client import AsyncClient, Client
 from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
 from unrolled.conversation import AsyncConversation, Conversation
@@ -29,6 +35,7 @@ from unrolled.errors import (
     error_from_status,
 )
 from unrolled.requests import CompletionOptions, Prompt
+from unrolled.security import Tls
 from unrolled.session import AsyncSession, Session, SessionOpening
 from unrolled.v1.completion_pb2 import (
     CompleteResponse,
@@ -74,6 +81,7 @@ __all__ = [
     "Session",
     "SessionBusy",
     "SessionOpening",
+    "Tls",
     "TokenLogprob",
     "Unavailable",
     "Unimplemented",

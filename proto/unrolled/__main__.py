@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from unrolled import Client, UnrolledError
+from unrolled import UnrolledError
+from unrolled.cli.access import connected
 from unrolled.cli.arguments import parse
 from unrolled.cli.problems import Problem, explain
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     _allow_any_text()
     try:
-        with Client(arguments.server) as client:
+        with connected(arguments) as client:
             arguments.run(client, arguments)
         # Here, where a reader that has gone is still noticed quietly.
         print(end="", flush=True)

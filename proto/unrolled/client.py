@@ -17,6 +17,7 @@ from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
 from unrolled.connection import AsyncConnection, ChannelOptions, Connection
 from unrolled.conversation import AsyncConversation, Conversation
 from unrolled.requests import CompletionOptions, Prompt
+from unrolled.security import Tls, security
 from unrolled.session import AsyncSession, Session, SessionOpening
 from unrolled.v1.completion_pb2 import CompleteResponse, ScoreResponse
 from unrolled.v1.model_pb2 import GetModelRequest, ListModelsRequest, Model
@@ -32,10 +33,12 @@ class Client:
     timeout: seconds a call may take unless it says otherwise; None is as long as it takes. Each
         method takes a `timeout` of its own; math.inf waits for ever. Conversations have none
         but their own.
-    credentials: of gRPC, for TLS; None is plain text.
+    tls: True, or a Tls that says more; False is plain text.
+    credentials: of gRPC, instead of `tls`.
     options: gRPC channel options in addition to, or instead of, those set here.
 
-    Every method that calls the server raises UnrolledError where the call fails.
+    Raises ValueError and OSError where files of `tls` cannot be used. Every method that calls the
+    server raises UnrolledError where the call fails.
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class Client:
         target: str = DEFAULT_TARGET,
         *,
         timeout: float | None = None,
+        tls: Tls | bool = False,
         credentials: grpc.ChannelCredentials | None = None,
         options: ChannelOptions = (),
     ) -> None:
-        self._connection = Connection(target, timeout, credentials, options)
+        self._connection = Connection(target, timeout, security(tls, credentials), options)
 
     def complete(
         self,
@@ -184,10 +188,11 @@ class AsyncClient:
         target: str = DEFAULT_TARGET,
         *,
         timeout: float | None = None,
+        tls: Tls | bool = False,
         credentials: grpc.ChannelCredentials | None = None,
         options: ChannelOptions = (),
     ) -> None:
-        self._connection = AsyncConnection(target, timeout, credentials, options)
+        self._connection = AsyncConnection(target, timeout, security(tls, credentials), options)
 
     async def complete(
         self,

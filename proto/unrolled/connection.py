@@ -13,6 +13,7 @@ import grpc.aio
 
 from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
 from unrolled.errors import translated
+from unrolled.security import Security
 from unrolled.v1.completion_pb2 import CompleteRequest, Outcome
 from unrolled.v1.completion_pb2_grpc import CompletionServiceStub
 from unrolled.v1.model_pb2_grpc import ModelServiceStub
@@ -53,14 +54,14 @@ class Connection:
         self,
         target: str,
         timeout: float | None,
-        credentials: grpc.ChannelCredentials | None,
+        security: Security,
         options: ChannelOptions,
     ) -> None:
-        merged = (*_OPTIONS, *options)
+        merged = (*_OPTIONS, *security.options, *options)
         self.channel = (
             grpc.insecure_channel(target, merged)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, merged)
+            if security.credentials is None
+            else grpc.secure_channel(target, security.credentials, merged)
         )
         self.timeout = timeout
         self.completions = CompletionServiceStub(self.channel)
@@ -93,14 +94,14 @@ class AsyncConnection:
         self,
         target: str,
         timeout: float | None,
-        credentials: grpc.ChannelCredentials | None,
+        security: Security,
         options: ChannelOptions,
     ) -> None:
-        merged = (*_OPTIONS, *options)
+        merged = (*_OPTIONS, *security.options, *options)
         self.channel = (
             grpc.aio.insecure_channel(target, merged)
-            if credentials is None
-            else grpc.aio.secure_channel(target, credentials, merged)
+            if security.credentials is None
+            else grpc.aio.secure_channel(target, security.credentials, merged)
         )
         self.timeout = timeout
         self.completions = cast("CompletionServiceAsyncStub", CompletionServiceStub(self.channel))

@@ -14,6 +14,7 @@ from unrolled_server.logs import set_up_logs
 # onnxruntime reports its use to its maker unless told not to before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
+    from unrolled_server.files import FileError
     from unrolled_server.runner import DeviceError
     from unrolled_server.sealing import KeyFileError
     from unrolled_server.server import BindError, serve
@@ -33,7 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logs(config.log_level, config.log_format)
     try:
         asyncio.run(serve(config))
-    except (BindError, DeviceError, FailpointSyntaxError, KeyFileError, StoreOpenError) as error:
+    except (
+        BindError,
+        DeviceError,
+        FailpointSyntaxError,
+        FileError,
+        KeyFileError,
+        StoreOpenError,
+    ) as error:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 1
     return 0

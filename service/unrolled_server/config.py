@@ -134,6 +134,15 @@ class Config:
     seal_key_file: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
         _file, "keys that snapshots of sessions are sealed with; without it there are none"
     )
+    tls_cert: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
+        _file, "certificate, then those it rests on, PEM: serve TLS; read again when it changes"
+    )
+    tls_key: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
+        _file, "private key of --tls-cert, PEM"
+    )
+    tls_client_ca: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
+        _file, "authorities, PEM: clients need a certificate of theirs"
+    )
     flush_tokens: int = _flag(_count, "16", "drawn tokens after which a message leaves")
     flush_interval: float = _flag(_seconds, "20ms", "time after which a message leaves")
     flush_rate: int = _flag(
@@ -164,7 +173,17 @@ def parse_config(
             values[setting.name] = _parsed(parse, variable, environment[variable])
         elif setting.default is MISSING and setting.default_factory is MISSING:
             raise ConfigError(f"{flag} is needed: {setting.metadata['help']}")
-    return Config(**values)
+    config = Config(**values)
+    _check_tls(config)
+    return config
+
+
+def _check_tls(config: Config) -> None:
+    """Raises ConfigError where a flag of TLS lacks another."""
+    needs = {"tls_cert": "tls_key", "tls_key": "tls_cert", "tls_client_ca": "tls_cert"}
+    for name, needed in needs.items():
+        if getattr(config, name) is not None and getattr(config, needed) is None:
+            raise ConfigError(f"{_flag_name(name)} needs {_flag_name(needed)} beside it")
 
 
 def _parsed(parse: Callable[[str], Any], source: str, text: str) -> Any:

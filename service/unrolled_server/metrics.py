@@ -53,6 +53,35 @@ class RpcMetrics:
         )
 
 
+class ReloadMetrics:
+    """Files that are read again while the server runs."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.good = Gauge(
+            "unrolled_files_good",
+            "1 while what is in use is what the files say, 0 while they are bad and the last"
+            " good ones stay.",
+            ["files"],
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "unrolled_file_reloads",
+            "Changes of files, by whether they could be used.",
+            ["files", "result"],
+            registry=registry,
+        )
+        self.certificate_expiry = Gauge(
+            "unrolled_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate in use expires, in seconds since the epoch; 0 without TLS.",
+            registry=registry,
+        )
+
+    def reloaded(self, files: str, *, good: bool) -> None:
+        """Count a change of the files, for better or worse."""
+        self.good.labels(files).set(good)
+        self._reloads.labels(files, "good" if good else "bad").inc()
+
+
 class ServerCollector(Collector):
     """What the models, their engines and the sessions say of themselves."""
 

@@ -25,13 +25,14 @@ from unrolled.v1 import (
 )
 
 from unrolled_server import failpoints
+from unrolled_server.access import Access
 from unrolled_server.config import Config
 from unrolled_server.engine import Engine
 from unrolled_server.errors import ServerError
 from unrolled_server.interceptor import CallInterceptor
 from unrolled_server.lane import Delivery, Lane
 from unrolled_server.logs import log_event
-from unrolled_server.metrics import RpcMetrics, server_registry
+from unrolled_server.metrics import ReloadMetrics, RpcMetrics, server_registry
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
 from unrolled_server.models import Models
 from unrolled_server.repository import load_models
@@ -82,11 +83,12 @@ async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way.
 
     Raises DeviceError where the device is not there, BindError where a port is taken,
-    KeyFileError, StoreOpenError, FailpointSyntaxError.
+    FileError, KeyFileError, StoreOpenError, FailpointSyntaxError.
     """
     check_device(config.device)
     failpoints.arm(os.environ)
     sealer = None if config.seal_key_file is None else read_key_file(config.seal_key_file)
+    access = Access(config)
     stopping = _stop_signal()
     models = _load(config)
     sessions = _keeper(config, models)
@@ -97,7 +99,7 @@ async def serve(config: Config) -> None:
     registry = server_registry(models, sessions, config.max_rows, config.max_waiting)
     checks = health.HealthServicer()
     server = _server(config, turns, Snapshots(sessions, models, sealer), registry, checks)
-    port = _bind(server, config.host, config.port)
+    port = _bind(server, access, config.host, config.port)
     metrics = _serve_metrics(config, registry)
     await server.start()
     await _set_health(checks, any(models.ready()))
@@ -107,18 +109,24 @@ async def serve(config: Config) -> None:
         "serving",
         version=version("unrolled"),
         grpc=_address(config.host, port),
+        tls=access.has_tls,
         metrics=f"http://{_address(config.host, metrics.port)}{PATH}",
         models=sum(1 for _ in models.ready()),
     )
     if not any(models.ready()):
         log_event(logger, logging.WARNING, "no_model_is_ready", models=config.models)
-    expiry = asyncio.create_task(_expire(sessions))
+    reloaders = access.reloaders(ReloadMetrics(registry))
+    tasks = [
+        asyncio.create_task(work)
+        for work in (_expire(sessions), *(each.follow() for each in reloaders))
+    ]
     await stopping.wait()
     log_event(logger, logging.INFO, "draining")
     await _set_health(checks, False)
     await turns.drain()
     await server.stop(LAST_WRITES_SECONDS)
-    expiry.cancel()
+    for task in tasks:
+        task.cancel()
     await _close(sessions)
     for model in models.ready():
         model.engine.close()
@@ -185,10 +193,10 @@ def _server(
     return server
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, access: Access, host: str, port: int) -> int:
     address = _address(host, port)
     try:
-        return server.add_insecure_port(address)
+        return access.open_port(server, address)
     except RuntimeError as error:
         raise BindError(f"--port {port}: cannot listen on {address}") from error
 

@@ -25,7 +25,7 @@ PATIENCE = 60.0
 
 def environment(**changes: str) -> dict[str, str]:
     """UTF-8 and no server but the one that a test names."""
-    kept = {name: value for name, value in os.environ.items() if name != "UNROLLED_SERVER"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("UNROLLED_")}
     return {**kept, "PYTHONUTF8": "1", "TERM": "dumb", "COLUMNS": "200", **changes}
 
 

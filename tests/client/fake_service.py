@@ -334,14 +334,20 @@ class FakeService(CompletionServiceServicer, SessionServiceServicer, ModelServic
 
 
 @contextmanager
-def served() -> Iterator[FakeService]:
-    """A fake service on a port of its own."""
+def served(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeService]:
+    """A fake service on a port of its own; without credentials it speaks plain text."""
     fake = FakeService()
     server = grpc.server(ThreadPoolExecutor(max_workers=8))
     add_CompletionServiceServicer_to_server(fake, server)
     add_ModelServiceServicer_to_server(fake, server)
     add_SessionServiceServicer_to_server(fake, server)
-    fake.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    address = "127.0.0.1:0"
+    port = (
+        server.add_insecure_port(address)
+        if credentials is None
+        else server.add_secure_port(address, credentials)
+    )
+    fake.target = f"127.0.0.1:{port}"
     server.start()
     try:
         yield fake

@@ -30,6 +30,9 @@ DEFAULTS = {
     "store": "memory",
     "store_sync": "full",
     "seal_key_file": None,
+    "tls_cert": None,
+    "tls_key": None,
+    "tls_client_ca": None,
     "flush_tokens": 16,
     "flush_interval": 0.02,
     "flush_rate": 500,
@@ -71,7 +74,11 @@ GOOD: list[tuple[str, str, Any]] = [
 
 BAD = [
     ("models", "no/such/folder", "no such folder"),
-    *(("seal_key_file", text, "no such file") for text in ("no/such/file", ".")),
+    *(
+        (name, text, "no such file")
+        for name in ("seal_key_file", "tls_cert", "tls_key", "tls_client_ca")
+        for text in ("no/such/file", ".")
+    ),
     *((name, text, "0 to 65535") for name in ("port", "metrics_port") for text in ("-1", "65536")),
     *(
         (name, text, text or "invalid")
@@ -284,3 +291,21 @@ def test_a_configuration_does_not_change(models: list[str]) -> None:
     config = parse_config(models, {})
     with pytest.raises(FrozenInstanceError):
         config.port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [("--tls-cert", "--tls-key"), ("--tls-key", "--tls-cert"), ("--tls-client-ca", "--tls-cert")],
+)
+def test_flags_of_tls_need_each_other(models: list[str], given: str, needed: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{given} needs {needed}"):
+        parse_config([*models, given, "/dev/null"], {})
+
+
+def test_all_flags_of_tls(models: list[str]) -> None:
+    flags = ("--tls-cert", "/dev/null", "--tls-key", "/dev/zero", "--tls-client-ca", "/dev/full")
+    assert changed(parse_config([*models, *flags], {})) == {
+        "tls_cert": Path("/dev/null"),
+        "tls_key": Path("/dev/zero"),
+        "tls_client_ca": Path("/dev/full"),
+    }

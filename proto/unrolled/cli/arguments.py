@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 from collections.abc import Sequence
 
 from unrolled.cli import chat, complete, health, models, sessions, top
-from unrolled.client import DEFAULT_TARGET
+from unrolled.cli.access import add_access
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -30,20 +29,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=importlib.metadata.version("unrolled")
     )
-    _add_server(parser, os.environ.get("UNROLLED_SERVER") or DEFAULT_TARGET)
-    # Given to every command, so that --server may stand before and after it.
+    add_access(parser, has_defaults=True)
+    # Given to every command, so that these may stand before and after it.
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_server(shared, argparse.SUPPRESS)
+    add_access(shared, has_defaults=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (complete, chat, models, sessions, health, top):
         command.add_to(commands, shared)
     return parser
-
-
-def _add_server(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--server",
-        metavar="HOST:PORT",
-        default=default,
-        help="the server (default: UNROLLED_SERVER, else 127.0.0.1:50051)",
-    )

@@ -43,6 +43,10 @@ def explain(error: UnrolledError, server: str) -> str:
 def _remedy(error: UnrolledError, server: str) -> str:
     if error.reason is not None:
         return _REMEDIES.get(error.reason, "")
+    if error.code is grpc.StatusCode.UNAVAILABLE and "CERTIFICATE_VERIFY_FAILED" in error.message:
+        return "--tls-ca names the authorities that a certificate may come from"
+    if error.code is grpc.StatusCode.UNAVAILABLE and "Socket closed" in error.message:
+        return f"{server} wants TLS (--tls, --tls-ca), a certificate (--tls-cert), or is restarting"
     if error.code is grpc.StatusCode.UNAVAILABLE:
         return f"is a server running at {server}? --server or UNROLLED_SERVER names another"
     if error.code is grpc.StatusCode.UNIMPLEMENTED:
