@@ -27,3 +27,14 @@ def server(repository: Repository) -> Iterator[RunningServer]:
     """One server for all tests that leave no trace but sessions."""
     with running_server(repository.path) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def crowded_server(
+    repository: Repository, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A server with a store whose memory has room for two idle sessions."""
+    store = tmp_path_factory.mktemp("store") / "sessions.db"
+    flags = ("--store", f"sqlite:{store}", "--max-sessions", "2")
+    with running_server(repository.path, *flags) as running:
+        yield running

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, cast
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
-from support.calls import SECONDS, Stubs, refused
+from support.calls import SECONDS, Stubs, connected, refused
+from support.server import RunningServer
 from unrolled.v1.completion_pb2 import (
     CompleteEvent,
     CompleteRequest,
@@ -170,6 +171,15 @@ class RepetitionMachine(RuleBasedStateMachine):
 
 
 def test_random_repetitions(stubs: Stubs) -> None:
+    run_randomly(stubs)
+
+
+def test_random_repetitions_with_a_store(crowded_server: RunningServer) -> None:
+    with connected(crowded_server.address) as stubs:
+        run_randomly(stubs)
+
+
+def run_randomly(stubs: Stubs) -> None:
     RepetitionMachine.stubs = stubs
     RepetitionMachine.TestCase.settings = settings(
         max_examples=30,

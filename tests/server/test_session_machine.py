@@ -337,6 +337,16 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 def test_random_commands(server: RunningServer, repository: Repository) -> None:
+    run_randomly(server, repository)
+
+
+def test_random_commands_with_a_store(
+    crowded_server: RunningServer, repository: Repository
+) -> None:
+    run_randomly(crowded_server, repository)
+
+
+def run_randomly(server: RunningServer, repository: Repository) -> None:
     with grpc.insecure_channel(server.address) as channel:
         SessionMachine.stub = CompletionServiceStub(channel)
         SessionMachine.session_stub = SessionServiceStub(channel)
