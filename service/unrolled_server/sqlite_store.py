@@ -198,13 +198,14 @@ class SqliteStore:
                 return jobs
 
     def _read_one(self, job: Job) -> Result:
+        """Do a read, which may put a record aside."""
         changes: Changes = Counter()
         try:
-            value = job.act(self._db, changes)
+            return job.future, job.act(self._db, changes), None
         except Exception as error:
             return job.future, None, self._failure(error)
-        self._counts.update(changes)
-        return job.future, value, None
+        finally:
+            self._counts.update(changes)
 
     def _write(self, jobs: list[Job]) -> list[Result]:
         """Do all in one transaction; if that fails, none."""

@@ -40,8 +40,19 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Start `unrolled-server` on the models of a repository; killed on exit if it still runs."""
     command = [sys.executable, "-m", "unrolled_server", "--models", str(models)]
+    command += ["--port", "0", "--metrics-port", "0", *flags]
+    with started(command, environment=environment) as running:
+        yield running
+
+
+@contextmanager
+def started(
+    command: list[str], *, environment: dict[str, str] | None = None, stdin: int | None = None
+) -> Iterator[RunningServer]:
+    """Start a server by this command; killed on exit if it still runs."""
     process = subprocess.Popen(
-        [*command, "--port", "0", "--metrics-port", "0", *flags],
+        command,
+        stdin=stdin,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(environment or {})},

@@ -1,0 +1,305 @@
+"""Memory and store together, with a store that answers when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from unrolled.v1 import model_pb2
+from unrolled_server.errors import SessionBusy, SessionNotFound, StoreUnavailable
+from unrolled_server.models import Entry, Models, ServedModel
+from unrolled_server.session_names import session_id
+from unrolled_server.session_record import SessionRecord
+from unrolled_server.sessions import Session, Sessions
+from unrolled_server.store import StorePage, StoreStats
+from unrolled_server.stored_sessions import StoredSessions
+from unrolled_server.types import Checkpoint, Durability
+from unrolled_server.vocabulary import CharacterVocabulary
+
+TTL = 60.0
+VOCABULARY = CharacterVocabulary([b"a"], None, (), None)
+MODEL = ServedModel("m", 1, "0f" * 32, 4, VOCABULARY, cast("Any", None), "cpu")
+
+
+class Clock:
+    """A clock that stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class DictStore:
+    """A Store in a dictionary. While it is shut nothing is answered; then, in order."""
+
+    durability = Durability.FSYNC
+
+    def __init__(self) -> None:
+        self.stats = StoreStats()
+        self.records: dict[bytes, SessionRecord] = {}
+        self.fails = False
+        self._open = asyncio.Event()
+        self._open.set()
+        self._order = asyncio.Lock()
+
+    def shut(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def _turn(self) -> None:
+        async with self._order:
+            await self._open.wait()
+        if self.fails:
+            raise StoreUnavailable("dict")
+
+    def count(self) -> Mapping[str, int]:
+        return Counter(record.facts.model for record in self.records.values())
+
+    async def insert(self, record: SessionRecord) -> None:
+        await self._turn()
+        self.records[id_of(record.facts.name)] = record
+
+    async def commit(self, record: SessionRecord) -> None:
+        await self._turn()
+        if id_of(record.facts.name) not in self.records:
+            raise SessionNotFound(record.facts.name)
+        self.records[id_of(record.facts.name)] = record
+
+    async def read(self, id_: bytes) -> SessionRecord | None:
+        await self._turn()
+        return self.records.get(id_)
+
+    async def delete(self, id_: bytes) -> bool:
+        await self._turn()
+        return self.records.pop(id_, None) is not None
+
+    async def note_uses(self, uses: Mapping[bytes, float]) -> None:
+        await self._turn()
+
+    async def page(self, after: bytes, most: int) -> StorePage:
+        raise NotImplementedError
+
+    async def over(self, now: float, most: int) -> list[bytes]:
+        await self._turn()
+        return [id_ for id_, r in self.records.items() if r.facts.is_over(now)][:most]
+
+    async def expire(self, ids: list[bytes], now: float) -> int:
+        await self._turn()
+        return sum(self.records.pop(id_, None) is not None for id_ in ids)
+
+    async def close(self) -> None:
+        self.open()
+
+
+def id_of(name: str) -> bytes:
+    id_ = session_id(name)
+    assert id_ is not None
+    return id_
+
+
+class House:
+    """Room for two sessions in memory."""
+
+    def __init__(self, limit: int = 2) -> None:
+        self.clock = Clock()
+        self.store = DictStore()
+        models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
+        self.memory = Sessions(limit, TTL, self.clock, spills=True)
+        self.sessions = StoredSessions(self.memory, models, self.store, self.clock)
+
+    async def advance(self, session: Session, position: int) -> None:
+        """A turn."""
+        self.memory.hold(session, lambda: None)
+        try:
+            await self.sessions.commit(session, at(position))
+        finally:
+            self.sessions.release(session)
+
+    def is_in_memory(self, name: str) -> bool:
+        return self.memory.has(id_of(name))
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def at(position: int) -> Checkpoint:
+    return Checkpoint(np.full(4, position, np.float32), 0, position)
+
+
+async def others_run() -> None:
+    """Let everything that can go on do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_memory_moves_after_the_store(house: House) -> None:
+    session = await house.sessions.create(MODEL)
+    house.store.shut()
+    turn = asyncio.create_task(house.advance(session, 3))
+    await others_run()
+    assert session.position == 0
+    with pytest.raises(SessionBusy):
+        house.memory.hold(session, lambda: None)
+    house.store.open()
+    await turn
+    assert session.position == 3
+    assert house.store.records[id_of(session.name)].facts.position == 3
+
+
+async def test_a_turn_that_is_cancelled_during_its_commit_stands(house: House) -> None:
+    session = await house.sessions.create(MODEL)
+    house.store.shut()
+    turn = asyncio.create_task(house.advance(session, 3))
+    await others_run()
+    turn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await turn
+    # Nobody may begin another one, or be spilled, until it is known how this one ends.
+    with pytest.raises(SessionBusy):
+        house.memory.hold(session, lambda: None)
+    house.store.open()
+    await others_run()
+    assert session.position == 3
+    await house.advance(session, 4)
+    assert house.store.records[id_of(session.name)].facts.position == 4
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_commit_that_fails_leaves_the_session_where_it_was(
+    house: House, is_cancelled: bool
+) -> None:
+    session = await house.sessions.create(MODEL)
+    await house.advance(session, 2)
+    house.store.shut()
+    house.store.fails = True
+    turn = asyncio.create_task(house.advance(session, 3))
+    await others_run()
+    if is_cancelled:
+        turn.cancel()
+    house.store.open()
+    with pytest.raises(asyncio.CancelledError if is_cancelled else StoreUnavailable):
+        await turn
+    await others_run()
+    house.store.fails = False
+    assert session.position == 2
+    await house.advance(session, 4)
+    assert session.position == 4
+
+
+async def test_a_session_that_cannot_be_stored_is_none(house: House) -> None:
+    house.store.fails = True
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await house.sessions.create(MODEL)
+    assert house.memory.count(MODEL) == 0
+
+
+async def test_the_least_recently_used_leaves_and_comes_back(house: House) -> None:
+    one, two = [(await house.sessions.create(MODEL)) for _ in range(2)]
+    for session in (two, one):
+        house.clock.now += 1
+        await house.advance(session, 5)
+    three = await house.sessions.create(MODEL)
+    names = [session.name for session in (one, two, three)]
+    assert [house.is_in_memory(name) for name in names] == [True, False, True]
+    assert two.has_ended
+    back = await house.sessions.load(two.name)
+    assert (back.name, back.position, back.used) == (two.name, 5, 1_000_001.0)
+    assert house.memory.checkpoint(back).state is not None
+    # It is idle for longest again, but for as long as it is busy.
+    house.memory.hold(back, lambda: None)
+    await house.sessions.load(one.name)
+    assert house.is_in_memory(two.name)
+
+
+async def test_where_all_are_busy_there_are_more_than_the_limit(house: House) -> None:
+    made = [await house.sessions.create(MODEL) for _ in range(2)]
+    for session in made:
+        house.memory.hold(session, lambda: None)
+    more = await house.sessions.create(MODEL)
+    assert house.memory.count(MODEL) == 3
+    for session in made:
+        house.sessions.release(session)
+    await house.sessions.create(MODEL)
+    assert house.memory.count(MODEL) == 2
+    assert (await house.sessions.load(more.name)).position == 0
+
+
+async def test_two_who_ask_for_a_session_get_the_same(house: House) -> None:
+    first = await house.sessions.create(MODEL)
+    name = first.name
+    for _ in range(2):
+        house.clock.now += 1
+        await house.sessions.create(MODEL)
+    assert not house.is_in_memory(name)
+    house.store.shut()
+
+    async def advance() -> None:
+        session = await house.sessions.load(name)
+        await house.advance(session, session.position + 1)
+
+    turns = [asyncio.create_task(advance()) for _ in range(2)]
+    await others_run()
+    house.store.open()
+    outcomes = await asyncio.gather(*turns, return_exceptions=True)
+    moved = sum(outcome is None for outcome in outcomes)
+    assert all(outcome is None or isinstance(outcome, SessionBusy) for outcome in outcomes)
+    assert house.store.records[id_of(name)].facts.position == moved >= 1
+
+
+async def test_a_session_that_is_deleted_while_it_is_read_stays_away(house: House) -> None:
+    name = (await house.sessions.create(MODEL)).name
+    for _ in range(2):
+        house.clock.now += 1
+        await house.sessions.create(MODEL)
+    record = house.store.records[id_of(name)]
+    house.store.shut()
+    reading = asyncio.create_task(house.sessions.load(name))
+    await others_run()
+    # As a store may answer that had read it before.
+    house.memory.awaited[id_of(name)[4:]] += 1
+    house.store.open()
+    await reading
+    await house.sessions.delete(name)
+    assert not house.is_in_memory(name)
+    assert record not in house.store.records.values()
+    with pytest.raises(SessionNotFound):
+        await house.sessions.load(name)
+
+
+async def test_what_is_over_ends_in_memory_and_store(house: House) -> None:
+    made = [await house.sessions.create(MODEL) for _ in range(5)]
+    busy = await house.sessions.load(made[0].name)
+    house.memory.hold(busy, lambda: None)
+    house.clock.now += TTL
+    for session in made[1:]:
+        with pytest.raises(SessionNotFound):
+            await house.sessions.load(session.name)
+    await house.sessions.expire()
+    assert list(house.store.records) == [id_of(made[0].name)]
+    assert house.memory.ended == {"deleted": 0, "expired": 4}
+    await house.sessions.commit(busy, at(1))
+    house.sessions.release(busy)
+    assert (await house.sessions.load(busy.name)).position == 1
+
+
+async def test_a_read_counts_as_a_use_in_memory_or_not(house: House) -> None:
+    used = await house.sessions.create(MODEL)
+    house.clock.now += TTL - 1
+    house.sessions.touch(used)
+    for _ in range(2):
+        house.clock.now += 0.25
+        await house.sessions.create(MODEL)
+    assert not house.is_in_memory(used.name)
+    house.clock.now += TTL - 1
+    assert (await house.sessions.load(used.name)).expires == house.clock.now + 0.5

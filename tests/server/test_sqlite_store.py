@@ -1,0 +1,348 @@
+"""The store in a file: records, what it does together, and what it does when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from support.stored import flip_a_bit
+from unrolled_server.errors import RecordCorrupt, SessionNotFound, StoreFull
+from unrolled_server.session_names import ID_BYTES, name_of, session_id
+from unrolled_server.session_record import (
+    RecordDamaged,
+    SessionFacts,
+    SessionRecord,
+    decode,
+    encode,
+    with_use,
+)
+from unrolled_server.sqlite_store import SqliteStore
+from unrolled_server.store import StoreOpenError
+from unrolled_server.types import Checkpoint
+
+FACTS = SessionFacts(
+    name_of(bytes(ID_BYTES)), "default", "m/1", "ab" * 32, 1, 7, 3, 4, 100.0, 200.0, 60.0
+)
+PAST = Checkpoint(np.arange(4, dtype=np.float32), 1, 3, b"\xc3", 2)
+
+
+def numbered(number: int, size: int = 4) -> SessionRecord:
+    """One session of many."""
+    name = name_of(number.to_bytes(ID_BYTES))
+    past = replace(PAST, state=np.full(size, number, np.float32))
+    return SessionRecord(replace(FACTS, name=name, used=200.0 + number), past, b"answers")
+
+
+def id_of(record: SessionRecord) -> bytes:
+    id_ = session_id(record.facts.name)
+    assert id_ is not None
+    return id_
+
+
+def same(one: SessionRecord | None, other: SessionRecord) -> bool:
+    """Whether two records agree to the last bit."""
+    if one is None or one.past.state is None or other.past.state is None:
+        return one is not None and one == other
+    is_same = replace(one.past, state=None) == replace(other.past, state=None)
+    bits = one.past.state.tobytes() == other.past.state.tobytes()
+    return is_same and bits and (one.facts, one.answers) == (other.facts, other.answers)
+
+
+tokens = st.none() | st.integers(0, 2**31 - 1)
+uint64 = st.integers(0, 2**64 - 1)
+times = st.floats(0, 1e11)
+positions = st.shared(st.integers(0, 2**63 - 1), key="position")
+records = st.builds(
+    SessionRecord,
+    st.builds(
+        SessionFacts,
+        st.binary(min_size=ID_BYTES, max_size=ID_BYTES).map(name_of),
+        st.text(st.characters(codec="utf-8"), max_size=20),
+        st.text(st.characters(codec="utf-8"), max_size=80),
+        st.binary(min_size=32, max_size=32).map(bytes.hex),
+        uint64,
+        uint64,
+        positions,
+        st.integers(0, 2**32 - 1),
+        times,
+        times,
+        times,
+    ),
+    st.builds(
+        Checkpoint,
+        st.none() | arrays(np.float32, st.integers(1, 9), elements=st.floats(width=32)),
+        tokens,
+        positions,
+        st.binary(max_size=3),
+        tokens,
+    ),
+    st.binary(max_size=100),
+)
+
+
+@given(records)
+def test_a_record_is_read_as_it_was_written(record: SessionRecord) -> None:
+    assert same(decode(*encode(record)), record)
+
+
+def test_no_flipped_bit_goes_unseen() -> None:
+    parts = encode(SessionRecord(FACTS, PAST, b"answers"))
+    for number, part in enumerate(parts):
+        for place in range(8 * len(part)):
+            damaged = bytearray(part)
+            damaged[place // 8] ^= 1 << place % 8
+            changed = [*parts]
+            changed[number] = bytes(damaged)
+            with pytest.raises(RecordDamaged):
+                decode(*changed)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_no_cut_part_is_read(part: int) -> None:
+    parts = encode(SessionRecord(FACTS, PAST, b"answers"))
+    for size in range(len(parts[part])):
+        cut = [*parts]
+        cut[part] = cut[part][:size]
+        with pytest.raises(RecordDamaged):
+            decode(*cut)
+
+
+def test_parts_of_two_turns_make_no_record() -> None:
+    before, after = (SessionRecord(FACTS, replace(PAST, pending=token), b"") for token in (1, 2))
+    with pytest.raises(RecordDamaged):
+        decode(encode(after)[0], encode(before)[1])
+
+
+def test_a_use_moves_the_end_and_never_back() -> None:
+    record = SessionRecord(FACTS, PAST, b"")
+    facts, body = encode(record)
+    later, known = with_use(facts, 250.0)
+    assert (known.used, known.ends) == (250.0, 310.0)
+    assert decode(later, body).facts == replace(FACTS, used=250.0)
+    assert with_use(later, 220.0)[0] == later
+
+
+# The file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(path)
+    yield store
+    await store.close()
+
+
+async def test_what_was_written_is_read_after_opening_again(path: Path) -> None:
+    first = SqliteStore(path)
+    for number in range(5):
+        await first.insert(numbered(number))
+    moved = replace(numbered(2), answers=b"other")
+    await first.commit(moved)
+    assert await first.delete(id_of(numbered(3)))
+    await first.close()
+    second = SqliteStore(path)
+    assert second.count() == {"m/1": 4}
+    assert same(await second.read(id_of(moved)), moved)
+    assert same(await second.read(id_of(numbered(4))), numbered(4))
+    assert await second.read(id_of(numbered(3))) is None
+    await second.close()
+
+
+async def test_only_its_owner_may_read_the_file(store: SqliteStore, path: Path) -> None:
+    await store.insert(numbered(1))
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+async def test_a_commit_does_not_bring_a_session_back(store: SqliteStore) -> None:
+    await store.insert(numbered(1))
+    deleting, committing = store.delete(id_of(numbered(1))), store.commit(numbered(1))
+    outcomes = await asyncio.gather(deleting, committing, return_exceptions=True)
+    assert outcomes[0] is True
+    assert isinstance(outcomes[1], SessionNotFound)
+    assert await store.read(id_of(numbered(1))) is None
+    assert not await store.delete(id_of(numbered(1)))
+
+
+async def test_pages_are_in_the_order_of_ids(store: SqliteStore) -> None:
+    await asyncio.gather(*(store.insert(numbered(number)) for number in (7, 1, 300, 2, 5)))
+    found, after, pages = [], b"", 0
+    while True:
+        page = await store.page(after, 2)
+        found += page.sessions
+        pages += 1
+        if page.after is None:
+            break
+        after = page.after
+    assert [facts.name for facts in found] == [numbered(n).facts.name for n in (1, 2, 5, 7, 300)]
+    assert pages == 3
+
+
+async def test_what_is_over_ends_unless_it_was_used(store: SqliteStore) -> None:
+    made = [numbered(number) for number in (1, 2, 3)]
+    forever = numbered(4)
+    forever = replace(forever, facts=replace(forever.facts, idle_ttl=0.0))
+    for record in (*made, forever):
+        await store.insert(record)
+    await store.note_uses({id_of(made[0]): 1000.0, bytes(ID_BYTES): 1.0})
+    now = 200.0 + 3 + 60.0
+    assert await store.over(now, 10) == [id_of(made[1]), id_of(made[2])]
+    assert await store.over(now, 1) == [id_of(made[1])]
+    assert await store.expire([id_of(record) for record in (*made, forever)], now) == 2
+    assert store.count() == {"m/1": 2}
+    assert (await store.read(id_of(made[1]))) is None
+    assert (await store.read(id_of(made[0]))) is not None
+
+
+async def test_a_damaged_index_ends_no_session(path: Path) -> None:
+    first = SqliteStore(path)
+    await first.insert(numbered(1))
+    await first.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE sessions SET ends = 1.0")
+    db.close()
+    second = SqliteStore(path)
+    over = await second.over(100.0, 10)
+    assert len(over) == 1
+    assert await second.expire(over, 100.0) == 0
+    assert await second.over(100.0, 10) == []
+    assert same(await second.read(id_of(numbered(1))), numbered(1))
+    await second.close()
+
+
+async def test_a_damaged_record_is_put_aside(path: Path) -> None:
+    first = SqliteStore(path)
+    for number in (1, 2):
+        await first.insert(numbered(number))
+    await first.close()
+    flip_a_bit(path, numbered(1).facts.name, "body")
+    for times in (1, 0):
+        again = SqliteStore(path)
+        with pytest.raises(RecordCorrupt):
+            await again.read(id_of(numbered(1)))
+        assert again.stats.damaged == times
+        assert again.count() == {"m/1": 1}
+        await again.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM quarantine").fetchone() == (1,)
+    db.close()
+
+
+async def test_a_record_in_the_place_of_another_is_none(path: Path) -> None:
+    first = SqliteStore(path)
+    for number in (1, 2):
+        await first.insert(numbered(number))
+    await first.close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE sessions SET (facts, body) ="
+                   " (SELECT facts, body FROM sessions WHERE number = 2)")  # fmt: skip
+    db.close()
+    second = SqliteStore(path)
+    with pytest.raises(RecordCorrupt):
+        await second.read(id_of(numbered(1)))
+    assert same(await second.read(id_of(numbered(2))), numbered(2))
+    await second.close()
+
+
+async def test_turns_that_wait_share_a_flush(path: Path) -> None:
+    """The log of a file is flushed once for many; counted by a VFS of our own."""
+    flushes = Flushes("counting")
+    store = SqliteStore(path, vfs="counting")
+    made = [numbered(number) for number in range(200)]
+    await asyncio.gather(*(store.insert(record) for record in made))
+    before = flushes.count
+    await asyncio.gather(*(store.commit(record) for record in made))
+    # The first may go alone, with what has come until its thread wakes up.
+    assert 1 <= flushes.count - before <= 20
+    before = flushes.count
+    for record in made[:10]:
+        await store.commit(record)
+    assert flushes.count - before >= 10
+    await store.close()
+
+
+class Flushes(apsw.VFS):
+    """The usual files, with their flushes counted."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "")
+        self.count = 0
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        return CountingFile(self, name, flags)
+
+
+class CountingFile(apsw.VFSFile):
+    def __init__(
+        self, flushes: Flushes, name: str | apsw.URIFilename | None, flags: list[int]
+    ) -> None:
+        super().__init__("", name, flags)
+        self._flushes = flushes
+
+    def xSync(self, flags: int) -> None:
+        self._flushes.count += 1
+        super().xSync(flags)
+
+
+async def test_a_full_disk_loses_nothing_and_is_got_over(path: Path) -> None:
+    """Full as far as SQLite is concerned; a small disk is `test_stored_sessions`'s."""
+    store = SqliteStore(path)
+    made = [numbered(number, size=1000) for number in range(50)]
+    for record in made[:10]:
+        await store.insert(record)
+    # In the store's thread, as everything is.
+    pages = await store._submit(lambda db, _: db.pragma("page_count"))
+    await store._submit(lambda db, _: db.pragma("max_page_count", pages))
+    outcomes = await asyncio.gather(
+        *(store.insert(record) for record in made[10:]), return_exceptions=True
+    )
+    assert any(isinstance(outcome, StoreFull) for outcome in outcomes)
+    assert store.stats.errors["full"] >= 1
+    refused = [r for r, o in zip(made[10:], outcomes, strict=True) if isinstance(o, StoreFull)]
+    kept = [record for record in made if record not in refused]
+    assert store.count() == {"m/1": len(kept)}
+    for record in kept:
+        assert same(await store.read(id_of(record)), record)
+    for record in refused:
+        assert await store.read(id_of(record)) is None
+    await store._submit(lambda db, _: db.pragma("max_page_count", 1_000_000))
+    for record in refused:
+        await store.insert(record)
+    assert store.count() == {"m/1": 50}
+    await store.close()
+
+
+async def test_a_store_of_another_version_is_refused(path: Path) -> None:
+    await SqliteStore(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreOpenError, match="version 99"):
+        SqliteStore(path)
+
+
+def test_a_file_of_another_program_is_refused(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE sessions (x)")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreOpenError, match="no store of sessions"):
+        SqliteStore(path)  # before it needs an event loop
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
