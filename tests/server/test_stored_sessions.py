@@ -344,7 +344,8 @@ IN_A_SMALL_DISK = """
 mount -t tmpfs -o size=1m none "$1" || exit 3
 dd if=/dev/zero of="$1/ballast" bs=1k count=600 2>/dev/null
 shift
-(read -r _ && rm -f "$0/ballast" && echo room >&2) &
+exec 3<&0
+(read -r _ <&3 && rm -f "$0/ballast" && echo room >&2) &
 exec "$@"
 """
 
