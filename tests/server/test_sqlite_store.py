@@ -29,7 +29,7 @@ from unrolled_server.session_record import (
 )
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import StoreOpenError
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Checkpoint, Durability
 
 FACTS = SessionFacts(
     name_of(bytes(ID_BYTES)), "default", "m/1", "ab" * 32, 1, 7, 3, 4, 100.0, 200.0, 60.0
@@ -262,42 +262,77 @@ async def test_a_record_in_the_place_of_another_is_none(path: Path) -> None:
 
 async def test_turns_that_wait_share_a_flush(path: Path) -> None:
     """The log of a file is flushed once for many; counted by a VFS of our own."""
-    flushes = Flushes("counting")
-    store = SqliteStore(path, vfs="counting")
+    disk = Disk("counting")
+    store = SqliteStore(path, vfs=disk.name)
     made = [numbered(number) for number in range(200)]
     await asyncio.gather(*(store.insert(record) for record in made))
-    before = flushes.count
+    before = disk.flushes
     await asyncio.gather(*(store.commit(record) for record in made))
     # The first may go alone, with what has come until its thread wakes up.
-    assert 1 <= flushes.count - before <= 20
-    before = flushes.count
+    assert 1 <= disk.flushes - before <= 20
+    before = disk.flushes
     for record in made[:10]:
         await store.commit(record)
-    assert flushes.count - before >= 10
+    assert disk.flushes - before >= 10
     await store.close()
 
 
-class Flushes(apsw.VFS):
-    """The usual files, with their flushes counted."""
+class Disk(apsw.VFS):
+    """The usual files; counts their flushes, and knows what a power cut would leave of them."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, "")
-        self.count = 0
+        self.name = name
+        self.flushes = 0
+        self.flushed: dict[str, bytes] = {}
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
-        return CountingFile(self, name, flags)
+        return DiskFile(self, name, flags)
+
+    def xDelete(self, filename: str, syncdir: bool) -> None:
+        super().xDelete(filename, syncdir)
+        self.flushed.pop(Path(filename).name, None)
+
+    def cut_power(self, folder: Path) -> None:
+        """Leave what was flushed, and nothing else, in this folder."""
+        folder.mkdir()
+        for name, content in self.flushed.items():
+            (folder / name).write_bytes(content)
 
 
-class CountingFile(apsw.VFSFile):
-    def __init__(
-        self, flushes: Flushes, name: str | apsw.URIFilename | None, flags: list[int]
-    ) -> None:
+class DiskFile(apsw.VFSFile):
+    def __init__(self, disk: Disk, name: str | apsw.URIFilename | None, flags: list[int]) -> None:
         super().__init__("", name, flags)
-        self._flushes = flushes
+        self._disk = disk
+        self._path = Path(name.filename() if isinstance(name, apsw.URIFilename) else name or "")
 
     def xSync(self, flags: int) -> None:
-        self._flushes.count += 1
         super().xSync(flags)
+        self._disk.flushes += 1
+        self._disk.flushed[self._path.name] = self._path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("level", "outlives"), [(Durability.FSYNC, True), (Durability.PROCESS_CRASH, False)]
+)
+async def test_what_says_fsync_outlives_a_power_cut(
+    path: Path, level: Durability, outlives: bool
+) -> None:
+    """And what says less does not, or this could not fail."""
+    disk = Disk(f"cut-{level.value}")
+    store = SqliteStore(path, level, vfs=disk.name)
+    assert store.durability is level
+    for number in range(10):
+        await store.insert(numbered(number))
+        moved = replace(numbered(number), answers=b"moved")
+        await store.commit(moved)
+        left = path.parent / f"left {number}"
+        disk.cut_power(left)
+        after = SqliteStore(left / path.name)
+        found = await after.read(id_of(moved))
+        assert same(found, moved) == outlives
+        await after.close()
+    await store.close()
 
 
 async def test_a_full_disk_loses_nothing_and_is_got_over(path: Path) -> None:
