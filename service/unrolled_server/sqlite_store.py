@@ -266,7 +266,7 @@ class SqliteStore:
 
     def _page(self, db: apsw.Connection, changes: Changes, after: bytes, most: int) -> StorePage:
         query = "SELECT id, facts FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
-        rows: list[tuple[bytes, bytes]] = db.execute(query, (after, most)).fetchall()
+        rows: list[Any] = db.execute(query, (after, most)).fetchall()
         found = []
         for id_, facts in rows:
             try:
