@@ -10,12 +10,7 @@
 Answers are the messages of the contract, unrolled.v1; errors are UnrolledError.
 """
 
-import os
-
-# gRPC's own default, which its core forgets where a TLS handshake fails: that is raised, too. It is
-# read when gRPC is first imported.
-os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-
+import unrolled._grpc_at_error_level  # noqa: F401 - comes first
 from unrolled.client import AsyncClient, Client
 from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
 from unrolled.conversation import AsyncConversation, Conversation
@@ -29,6 +24,7 @@ from unrolled.errors import (
     NotFound,
     ResourceExhausted,
     SessionBusy,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
     UnrolledError,
@@ -83,6 +79,7 @@ __all__ = [
     "SessionOpening",
     "Tls",
     "TokenLogprob",
+    "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "UnrolledError",

@@ -14,9 +14,10 @@ import grpc.aio
 
 from unrolled import requests
 from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
-from unrolled.connection import AsyncConnection, ChannelOptions, Connection
+from unrolled.connection import AsyncConnection, Connection
 from unrolled.conversation import AsyncConversation, Conversation
 from unrolled.requests import CompletionOptions, Prompt
+from unrolled.retrying import ChannelOptions
 from unrolled.security import Tls, security
 from unrolled.session import AsyncSession, Session, SessionOpening
 from unrolled.v1.completion_pb2 import CompleteResponse, ScoreResponse
@@ -35,10 +36,16 @@ class Client:
         but their own.
     tls: True, or a Tls that says more; False is plain text.
     credentials: of gRPC, instead of `tls`.
+    api_key: what the server knows its callers by. To another machine it goes by TLS only, unless
+        `api_key_over_plaintext` allows otherwise.
     options: gRPC channel options in addition to, or instead of, those set here.
 
-    Raises ValueError and OSError where files of `tls` cannot be used. Every method that calls the
-    server raises UnrolledError where the call fails.
+    Reads, turns without a session and turns with a `request_id` are tried up to four times, within
+    their timeout, where the answer is UNAVAILABLE; everything else is tried once.
+
+    Raises ValueError for arguments that do not go together, and ValueError or OSError for files of
+    `tls` that cannot be used. Every method that calls the server raises UnrolledError where the
+    call fails.
     """
 
     def __init__(
@@ -48,9 +55,12 @@ class Client:
         timeout: float | None = None,
         tls: Tls | bool = False,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        api_key_over_plaintext: bool = False,
         options: ChannelOptions = (),
     ) -> None:
-        self._connection = Connection(target, timeout, security(tls, credentials), options)
+        secured = security(target, tls, credentials, api_key, api_key_over_plaintext)
+        self._connection = Connection(target, timeout, secured, options)
 
     def complete(
         self,
@@ -63,7 +73,7 @@ class Client:
     ) -> CompleteResponse:
         """One turn, answered whole. Without a session it starts afresh and leaves nothing."""
         request = requests.complete(prompt, model, session, options)
-        return self._connection.unary(self._connection.completions.Complete, request, timeout)
+        return self._connection.complete(request, timeout)
 
     def stream(
         self,
@@ -161,7 +171,7 @@ class Client:
 
     def close(self) -> None:
         """Ends the connection and every call over it; sessions live on at the server."""
-        self._connection.channel.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,9 +200,12 @@ class AsyncClient:
         timeout: float | None = None,
         tls: Tls | bool = False,
         credentials: grpc.ChannelCredentials | None = None,
+        api_key: str | None = None,
+        api_key_over_plaintext: bool = False,
         options: ChannelOptions = (),
     ) -> None:
-        self._connection = AsyncConnection(target, timeout, security(tls, credentials), options)
+        secured = security(target, tls, credentials, api_key, api_key_over_plaintext)
+        self._connection = AsyncConnection(target, timeout, secured, options)
 
     async def complete(
         self,
@@ -205,7 +218,7 @@ class AsyncClient:
     ) -> CompleteResponse:
         """One turn, answered whole. Without a session it starts afresh and leaves nothing."""
         request = requests.complete(prompt, model, session, options)
-        return await self._connection.unary(self._connection.completions.Complete, request, timeout)
+        return await self._connection.complete(request, timeout)
 
     def stream(
         self,
@@ -320,7 +333,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connection and every call over it; sessions live on at the server."""
-        await self._connection.channel.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
@@ -13,8 +13,14 @@ import grpc.aio
 
 from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
 from unrolled.errors import translated
+from unrolled.retrying import (
+    ChannelOptions,
+    may_be_repeated,
+    reads_repeated,
+    turns_repeated,
+)
 from unrolled.security import Security
-from unrolled.v1.completion_pb2 import CompleteRequest, Outcome
+from unrolled.v1.completion_pb2 import CompleteRequest, CompleteResponse, Outcome
 from unrolled.v1.completion_pb2_grpc import CompletionServiceStub
 from unrolled.v1.model_pb2_grpc import ModelServiceStub
 from unrolled.v1.session_pb2_grpc import SessionServiceStub
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
     from unrolled.v1.session_pb2_grpc import SessionServiceAsyncStub
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-ChannelOptions = Sequence[tuple[str, str | int]]
 
 _OPTIONS: ChannelOptions = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -57,14 +62,19 @@ class Connection:
         security: Security,
         options: ChannelOptions,
     ) -> None:
-        merged = (*_OPTIONS, *security.options, *options)
-        self.channel = (
-            grpc.insecure_channel(target, merged)
-            if security.credentials is None
-            else grpc.secure_channel(target, security.credentials, merged)
-        )
+        def channel(retries: ChannelOptions) -> grpc.Channel:
+            merged = (*_OPTIONS, *security.options, *retries, *options)
+            if security.credentials is None:
+                return grpc.insecure_channel(target, merged)
+            return grpc.secure_channel(target, security.credentials, merged)
+
+        self.channel = channel(reads_repeated())
+        # The same connection in plain text; with TLS gRPC makes another at the first such turn.
+        self._repeating = channel(turns_repeated())
         self.timeout = timeout
+        self.metadata = tuple(security.metadata)
         self.completions = CompletionServiceStub(self.channel)
+        self._repeated = CompletionServiceStub(self._repeating)
         self.sessions = SessionServiceStub(self.channel)
         self.models = ModelServiceStub(self.channel)
 
@@ -75,7 +85,10 @@ class Connection:
         timeout: float | None,
     ) -> _Answer:
         with translated():
-            return method(request, timeout=deadline(timeout, self.timeout))
+            return method(request, timeout=deadline(timeout, self.timeout), metadata=self.metadata)
+
+    def complete(self, request: CompleteRequest, timeout: float | None) -> CompleteResponse:
+        return self.unary(self._turns(request).Complete, request, timeout)
 
     def stream(
         self,
@@ -83,8 +96,17 @@ class Connection:
         timeout: float | None,
         on_outcome: Callable[[Outcome], None] | None = None,
     ) -> CompletionStream:
-        call = self.completions.StreamComplete(request, timeout=deadline(timeout, self.timeout))
+        call = self._turns(request).StreamComplete(
+            request, timeout=deadline(timeout, self.timeout), metadata=self.metadata
+        )
         return CompletionStream(call, on_outcome)
+
+    def close(self) -> None:
+        self._repeating.close()
+        self.channel.close()
+
+    def _turns(self, request: CompleteRequest) -> CompletionServiceStub:
+        return self._repeated if may_be_repeated(request) else self.completions
 
 
 class AsyncConnection:
@@ -97,14 +119,19 @@ class AsyncConnection:
         security: Security,
         options: ChannelOptions,
     ) -> None:
-        merged = (*_OPTIONS, *security.options, *options)
-        self.channel = (
-            grpc.aio.insecure_channel(target, merged)
-            if security.credentials is None
-            else grpc.aio.secure_channel(target, security.credentials, merged)
-        )
+        def channel(retries: ChannelOptions) -> grpc.aio.Channel:
+            merged = (*_OPTIONS, *security.options, *retries, *options)
+            if security.credentials is None:
+                return grpc.aio.insecure_channel(target, merged)
+            return grpc.aio.secure_channel(target, security.credentials, merged)
+
+        self.channel = channel(reads_repeated())
+        # The same connection in plain text; with TLS gRPC makes another at the first such turn.
+        self._repeating = channel(turns_repeated())
         self.timeout = timeout
+        self.metadata = tuple(security.metadata)
         self.completions = cast("CompletionServiceAsyncStub", CompletionServiceStub(self.channel))
+        self._repeated = cast("CompletionServiceAsyncStub", CompletionServiceStub(self._repeating))
         self.sessions = cast("SessionServiceAsyncStub", SessionServiceStub(self.channel))
         self.models = cast("ModelServiceAsyncStub", ModelServiceStub(self.channel))
 
@@ -115,7 +142,12 @@ class AsyncConnection:
         timeout: float | None,
     ) -> _Answer:
         with translated():
-            return await method(request, timeout=deadline(timeout, self.timeout))
+            return await method(
+                request, timeout=deadline(timeout, self.timeout), metadata=self.metadata
+            )
+
+    async def complete(self, request: CompleteRequest, timeout: float | None) -> CompleteResponse:
+        return await self.unary(self._turns(request).Complete, request, timeout)
 
     def stream(
         self,
@@ -123,5 +155,14 @@ class AsyncConnection:
         timeout: float | None,
         on_outcome: Callable[[Outcome], None] | None = None,
     ) -> AsyncCompletionStream:
-        call = self.completions.StreamComplete(request, timeout=deadline(timeout, self.timeout))
+        call = self._turns(request).StreamComplete(
+            request, timeout=deadline(timeout, self.timeout), metadata=self.metadata
+        )
         return AsyncCompletionStream(call, on_outcome)
+
+    async def close(self) -> None:
+        await self._repeating.close()
+        await self.channel.close()
+
+    def _turns(self, request: CompleteRequest) -> CompletionServiceAsyncStub:
+        return self._repeated if may_be_repeated(request) else self.completions

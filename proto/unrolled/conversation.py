@@ -37,7 +37,9 @@ class Conversation:
         self._commands: SimpleQueue[ConverseRequest | None] = SimpleQueue()
         self._closed = False
         sent: Iterator[ConverseRequest] = iter(self._commands.get, None)
-        self._call = connection.completions.Converse(sent, timeout=deadline(timeout))
+        self._call = connection.completions.Converse(
+            sent, timeout=deadline(timeout), metadata=connection.metadata
+        )
         self._call.add_callback(functools.partial(self._commands.put, None))
 
     def open(
@@ -119,7 +121,9 @@ class AsyncConversation:
         self._closed = False
         # gRPC takes one message of a call at a time.
         self._sending = asyncio.Lock()
-        self._call = connection.completions.Converse(timeout=deadline(timeout))
+        self._call = connection.completions.Converse(
+            timeout=deadline(timeout), metadata=connection.metadata
+        )
 
     async def open(
         self, model: str | None = None, *, session: str | None = None, seed: int | None = None

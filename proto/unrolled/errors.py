@@ -7,6 +7,7 @@ UnrolledError                any status; code, message, reason and the rest say 
 │   └── SessionBusy          another turn of the session is under way
 ├── FailedPrecondition       the session does not stand where the call expects it
 ├── ResourceExhausted        a limit of the server: retry_after where waiting helps
+├── Unauthenticated          the server wants an API key, and another one than this
 ├── Unavailable              nobody answers there, or the server is draining
 ├── DeadlineExceeded         the timeout passed; the turn has left no trace unless it had ended
 ├── Cancelled                this side cancelled the call
@@ -95,6 +96,10 @@ class Unavailable(UnrolledError):
     """UNAVAILABLE."""
 
 
+class Unauthenticated(UnrolledError):
+    """UNAUTHENTICATED."""
+
+
 class DeadlineExceeded(UnrolledError):
     """DEADLINE_EXCEEDED."""
 
@@ -113,6 +118,7 @@ _KINDS: dict[grpc.StatusCode, type[UnrolledError]] = {
     grpc.StatusCode.ABORTED: Aborted,
     grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,

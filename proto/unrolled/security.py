@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
+
+_KEY = re.compile(r"[!-~]+")
+_SCHEME = re.compile(r"(dns|ipv4|ipv6):(///?)?")
+_LOCAL = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE | re.ASCII)
 
 File = str | os.PathLike[str]
 
@@ -49,10 +54,36 @@ class Security:
     credentials: grpc.ChannelCredentials | None = None
     """None: plain text."""
     options: Sequence[tuple[str, str | int]] = ()
+    metadata: Sequence[tuple[str, str]] = ()
+    """Goes with every call."""
 
 
-def security(tls: Tls | bool, credentials: grpc.ChannelCredentials | None) -> Security:
+def security(
+    target: str,
+    tls: Tls | bool,
+    credentials: grpc.ChannelCredentials | None,
+    api_key: str | None,
+    api_key_over_plaintext: bool,
+) -> Security:
     """What the arguments of a client mean. Raises OSError, ValueError."""
+    channel = _channel(tls, credentials)
+    if api_key is None:
+        return channel
+    if not _KEY.fullmatch(api_key):
+        raise ValueError("an API key is printable ASCII without spaces")
+    if channel.credentials is None and not (api_key_over_plaintext or is_local(target)):
+        raise ValueError(f"{target} would get the API key in plain text: it needs TLS")
+    return replace(channel, metadata=(("authorization", f"Bearer {api_key}"),))
+
+
+def is_local(target: str) -> bool:
+    """Whether a gRPC name is of this machine, by the looks of it."""
+    if target.startswith(("unix:", "unix-abstract:")):
+        return True
+    return _LOCAL.fullmatch(_SCHEME.sub("", target)) is not None
+
+
+def _channel(tls: Tls | bool, credentials: grpc.ChannelCredentials | None) -> Security:
     if not tls:
         return Security(credentials)
     if credentials is not None:

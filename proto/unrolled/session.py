@@ -71,7 +71,7 @@ class Session(_Facts):
     ) -> CompleteResponse:
         """One turn, answered whole."""
         request = requests.complete(prompt, None, self.name, options)
-        response = self._connection.unary(self._connection.completions.Complete, request, timeout)
+        response = self._connection.complete(request, timeout)
         self._advance(response.outcome)
         return response
 
@@ -175,9 +175,7 @@ class AsyncSession(_Facts):
     ) -> CompleteResponse:
         """One turn, answered whole."""
         request = requests.complete(prompt, None, self.name, options)
-        response = await self._connection.unary(
-            self._connection.completions.Complete, request, timeout
-        )
+        response = await self._connection.complete(request, timeout)
         self._advance(response.outcome)
         return response
 

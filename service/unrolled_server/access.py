@@ -1,9 +1,12 @@
-"""Who may connect: TLS as configured, from files that are read again when they change."""
+"""Who may call: TLS and API keys as configured, from files that are read again when they change."""
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import grpc.aio
 
+from unrolled_server.api_keys import ApiKeys, keys_recipe
 from unrolled_server.config import Config
 from unrolled_server.files import Made, Recipe
 from unrolled_server.metrics import ReloadMetrics
@@ -34,6 +37,24 @@ class Tls:
         return Reloader(self._recipe, self._first, use, metrics)
 
 
+class KeyFile:
+    """The API keys that are good, and the file that they come from."""
+
+    def __init__(self, recipe: Recipe[ApiKeys]) -> None:
+        """Read the file. Raises FileError."""
+        self._recipe = recipe
+        self._first: Made[ApiKeys] = recipe.read()
+        self.keys = self._first.value
+
+    def reloader(self, metrics: ReloadMetrics) -> Reloader[ApiKeys]:
+        """What keeps the keys as the file is."""
+
+        def use(keys: ApiKeys) -> None:
+            self.keys = keys
+
+        return Reloader(self._recipe, self._first, use, metrics)
+
+
 class Access:
     """What the server shows its callers, and asks of them."""
 
@@ -43,10 +64,22 @@ class Access:
         if config.tls_cert is not None and config.tls_key is not None:
             recipe = identity_recipe(config.tls_cert, config.tls_key, config.tls_client_ca)
             self._tls = Tls(recipe)
+        self._is_reachable = not _is_loopback(config.host)
+        path = config.api_key_file
+        self._key_file = None if path is None else KeyFile(keys_recipe(path))
 
     @property
     def has_tls(self) -> bool:
         return self._tls is not None
+
+    def keys(self) -> ApiKeys | None:
+        """The API keys that are good now; None where none is asked for."""
+        return None if self._key_file is None else self._key_file.keys
+
+    @property
+    def exposes_keys(self) -> bool:
+        """Whether keys may come over a network in plain text."""
+        return self._key_file is not None and self._tls is None and self._is_reachable
 
     def open_port(self, server: grpc.aio.Server, address: str) -> int:
         """Let the server listen; returns the port. Raises RuntimeError."""
@@ -54,6 +87,14 @@ class Access:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self._tls.credentials.for_grpc())
 
-    def reloaders(self, metrics: ReloadMetrics) -> list[Reloader[Identity]]:
+    def reloaders(self, metrics: ReloadMetrics) -> list[Reloader[Identity] | Reloader[ApiKeys]]:
         """What keeps all this as the files are, each to be followed."""
-        return [] if self._tls is None else [self._tls.reloader(metrics)]
+        sources = (self._tls, self._key_file)
+        return [source.reloader(metrics) for source in sources if source is not None]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

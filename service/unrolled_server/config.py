@@ -143,6 +143,9 @@ class Config:
     tls_client_ca: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
         _file, "authorities, PEM: clients need a certificate of theirs"
     )
+    api_key_file: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
+        _file, "keys of tenants: calls need one; read again when it changes"
+    )
     flush_tokens: int = _flag(_count, "16", "drawn tokens after which a message leaves")
     flush_interval: float = _flag(_seconds, "20ms", "time after which a message leaves")
     flush_rate: int = _flag(

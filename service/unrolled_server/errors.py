@@ -24,6 +24,7 @@ nothing of gRPC. One interceptor turns it into a status.
     +-- RecordCorrupt         of a stored session
     +-- StoreFull
     +-- StoreUnavailable
+    +-- Unauthenticated       the call has no API key, or an unknown one
 """
 
 from __future__ import annotations
@@ -245,6 +246,14 @@ class StoreUnavailable(ServerError):
 
     def __init__(self, store: str) -> None:
         super().__init__(f"the session store ({store}) does not answer", store=store)
+
+
+class Unauthenticated(ServerError):
+    code = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+
+    def __init__(self) -> None:
+        super().__init__("an API key is needed: authorization: Bearer KEY")
 
 
 class NotImplementedYet(FieldError):

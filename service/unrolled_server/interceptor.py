@@ -1,7 +1,8 @@
 """What every call goes through: domain errors become statuses, calls are counted and named.
 
-The name of a call is its x-request-id, the caller's own where it sent one: every line of the log
-within the call has it, and the caller gets it back in the trailing metadata.
+Where there are API keys, a call without a good one goes no further than this. The name of a call
+is its x-request-id, the caller's own where it sent one: every line of the log within the call has
+it, and the caller gets it back in the trailing metadata.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
+from unrolled_server.api_keys import ApiKeys
 from unrolled_server.errors import InvalidField, ServerError
 from unrolled_server.logs import log_event, request_id
 from unrolled_server.metrics import RpcMetrics
 from unrolled_server.status import InternalError, status_of
+from unrolled_server.tenants import tenant
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Behaviour: TypeAlias = Callable[..., Any]
 
+OPEN_SERVICES = ("grpc.health.v1.", "grpc.reflection.")
+"""Beginnings of methods that take no API key."""
 REQUEST_ID = "x-request-id"
 _ACCEPTABLE_ID = re.compile(r"[!-~]{1,128}")
 """What a caller may name its call: longer ids, or such with spaces, would be a nuisance in logs."""
@@ -40,8 +45,12 @@ _ACCEPTABLE_ID = re.compile(r"[!-~]{1,128}")
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method, whatever streams."""
 
-    def __init__(self, metrics: RpcMetrics) -> None:
+    def __init__(
+        self, metrics: RpcMetrics, keys: Callable[[], ApiKeys | None] = lambda: None
+    ) -> None:
+        """`keys`: those that are good now; None where none is asked for."""
         self._metrics = metrics
+        self._keys = keys
 
     async def intercept_service(
         self,
@@ -83,6 +92,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         code = "OK"
         failure: ServerError | None = None
         try:
+            self._let_in(method, context)
             yield
         except ServerError as error:
             code, failure = error.code, error
@@ -104,13 +114,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             # Counted before: the status of an unread stream leaves when its reader reads.
             await _abort(context, failure)
 
+    def _let_in(self, method: str, context: Context) -> None:
+        """Find out whose call it is. Raises Unauthenticated."""
+        keys = self._keys()
+        if keys is not None and not method.startswith(OPEN_SERVICES):
+            tenant.set(keys.tenant(_sent(context, "authorization")))
+
 
 def _request_id(context: Context) -> str:
     """The caller's, or a new one where it sent none that will do."""
+    sent = _sent(context, REQUEST_ID)
+    return sent if _ACCEPTABLE_ID.fullmatch(sent) else secrets.token_hex(16)
+
+
+def _sent(context: Context, name: str) -> str:
+    """The first value of this name in the call's metadata; empty where there is none."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID and isinstance(value, str) and _ACCEPTABLE_ID.fullmatch(value):
+        if key == name and isinstance(value, str):
             return value
-    return secrets.token_hex(16)
+    return ""
 
 
 def _time_left(context: Context) -> bool:

@@ -1,4 +1,4 @@
-"""What is kept of every session but its state: a row of 82 bytes in arrays that grow by blocks."""
+"""What is kept of every session but its state: a row of 84 bytes in arrays that grow by blocks."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Block:
     def __init__(self) -> None:
         self.models = array("h", [NONE]) * ROWS
         """Numbers of models; NONE: the row is free."""
+        self.tenants = array("H", [0]) * ROWS
+        """Numbers of tenants."""
         self.generations = array("I", [0]) * ROWS
         """How many sessions each row has had, but for the one it has, modulo 2^32."""
         self.seeds = array("Q", [0]) * ROWS
@@ -97,13 +99,14 @@ class Block:
         free = np.frombuffer(self.models, np.int16) == NONE
         return np.where(free, NEVER, np.frombuffer(self.used))
 
-    def matching(self, models: NDArray[np.bool_], now: float) -> Rows:
-        """The rows, counted in the block, of sessions that are not over.
+    def matching(self, models: NDArray[np.bool_], tenant: int, now: float) -> Rows:
+        """The rows, counted in the block, of a tenant's sessions that are not over.
 
         `models`, [number of models + 1], says whose sessions; its last is False.
         """
         # The model of a free row is -1: the last one.
         wanted = models[np.frombuffer(self.models, np.int16)]
+        wanted &= np.frombuffer(self.tenants, np.uint16) == tenant
         return np.flatnonzero(wanted & (np.frombuffer(self._ends) > now))
 
 
@@ -180,14 +183,14 @@ class Records:
         return found
 
     def matching(
-        self, first: int, models: NDArray[np.bool_], now: float
+        self, first: int, models: NDArray[np.bool_], tenant: int, now: float
     ) -> Iterator[tuple[Rows, int]]:
-        """Rows from `first` on of sessions that are not over, in their order, block by block.
+        """Rows from `first` on of a tenant's sessions that are not over, in order, block by block.
 
         `models`, [number of models], says whose sessions. With them comes the row that the
         next block begins with.
         """
         wanted = np.append(models, False)
         for number in range(first // ROWS, len(self._blocks)):
-            rows = number * ROWS + self._blocks[number].matching(wanted, now)
+            rows = number * ROWS + self._blocks[number].matching(wanted, tenant, now)
             yield rows[np.searchsorted(rows, first) :], (number + 1) * ROWS

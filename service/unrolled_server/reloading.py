@@ -50,6 +50,10 @@ class Reloader(Generic[T]):
         except FileError as error:
             self._turned_bad(str(error))
             return
+        except Exception as error:
+            # Nobody foresaw it; the other looks go on. Its text may quote what is secret.
+            self._turned_bad(f"cannot be used: {type(error).__name__}")
+            return
         if made is not self._made:
             self._made = made
             self._use(made.value)

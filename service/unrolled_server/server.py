@@ -98,11 +98,14 @@ async def serve(config: Config) -> None:
     turns = Turns(models, sessions, limits)
     registry = server_registry(models, sessions, config.max_rows, config.max_waiting)
     checks = health.HealthServicer()
-    server = _server(config, turns, Snapshots(sessions, models, sealer), registry, checks)
+    interceptor = CallInterceptor(RpcMetrics(registry), access.keys)
+    server = _server(config, turns, Snapshots(sessions, models, sealer), interceptor, checks)
     port = _bind(server, access, config.host, config.port)
     metrics = _serve_metrics(config, registry)
     await server.start()
     await _set_health(checks, any(models.ready()))
+    if access.exposes_keys:
+        log_event(logger, logging.WARNING, "api_keys_come_in_plain_text", host=config.host)
     log_event(
         logger,
         logging.INFO,
@@ -175,10 +178,9 @@ def _server(
     config: Config,
     turns: Turns,
     snapshots: Snapshots,
-    registry: CollectorRegistry,
+    interceptor: CallInterceptor,
     checks: health.HealthServicer,
 ) -> grpc.aio.Server:
-    interceptor = CallInterceptor(RpcMetrics(registry))
     server = grpc.aio.server(interceptors=[interceptor], options=OPTIONS)
     completions = CompletionService(turns, config.write_timeout)
     completion_pb2_grpc.add_CompletionServiceServicer_to_server(completions, server)

@@ -29,8 +29,6 @@ BODY = struct.Struct("<iiHI")
 """Pending and previous token; bytes of the partial character and of the answers."""
 NONE = -1
 """Stands for a token that there is not."""
-TENANT = "default"
-"""Whose sessions these are, until there are others."""
 
 
 class RecordDamaged(Exception):

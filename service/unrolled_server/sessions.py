@@ -32,8 +32,9 @@ from unrolled_server.errors import (
 from unrolled_server.models import ServedModel
 from unrolled_server.records import NEVER, NONE, Block, Records
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
-from unrolled_server.session_record import TENANT, SessionFacts, SessionRecord
+from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.states import StateSlabs
+from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Floats, RequestKey, SessionView
 
 MAX_ENDED = 500
@@ -42,6 +43,8 @@ MAX_BLOCKS = 64
 """Blocks of rows that one page looks at."""
 MAX_IDLE = 4096
 """Sessions that one search for the least recently used finds at most."""
+STRANGER = -1
+"""The number of tenants that have none."""
 NOWHERE = (0, b"")
 """A row and a key that no session has."""
 PAGE_TOKEN = re.compile(r"[0-9a-f]{1,8}")
@@ -158,6 +161,9 @@ class Sessions:
         self._records = Records()
         self._models: list[ModelSessions] = []
         self._numbers: dict[ServedModel, int] = {}
+        self._tenants: dict[str, int] = {}
+        self._tenant_names: list[str] = []
+        """Numbers of those that have, or had, sessions."""
         # By row, and only of those rows that have any.
         self._partials: dict[int, bytes] = {}
         self._answers: dict[int, bytes] = {}
@@ -184,6 +190,7 @@ class Sessions:
         self._make_room()
         row = self._records.take()
         block, index = self._records.find(row)
+        block.tenants[index] = self._tenant_number(tenant.get())
         block.set_key(index, secrets.token_bytes(KEY_BYTES))
         block.seeds[index] = secrets.randbits(64) if seed is None else seed
         block.created[index] = block.used[index] = self._clock()
@@ -198,6 +205,7 @@ class Sessions:
         block, index = self._records.find(row)
         facts = record.facts
         home, key = row_and_key(facts.name) or NOWHERE
+        block.tenants[index] = self._tenant_number(facts.tenant)
         block.set_key(index, key)
         block.seeds[index] = facts.seed
         block.created[index], block.used[index] = facts.created, facts.used
@@ -212,7 +220,7 @@ class Sessions:
         return session
 
     def get(self, name: str) -> Session:
-        """The session of this name. Raises SessionNotFound."""
+        """The session of this name, if it is the calling tenant's. Raises SessionNotFound."""
         row, key = row_and_key(name) or NOWHERE
         if self._rows:
             row = self._rows.get(key, row)
@@ -220,13 +228,13 @@ class Sessions:
         if place is None:
             raise SessionNotFound(name)
         block, index = place
-        if block.end(index) <= self._clock():
+        if block.tenants[index] != self._tenant() or block.end(index) <= self._clock():
             raise SessionNotFound(name)
         model = self._models[block.models[index]].model
         return Session(name, row, block.generations[index], model, block, index)
 
     def page(self, model: str, size: int, token: str) -> tuple[list[Session], str]:
-        """Up to `size` sessions in the order of names, from where `token` says.
+        """Up to `size` sessions of the calling tenant, in the order of names, from `token` on.
 
         `model` is a name, a name/version, or empty for all; an empty token is the beginning.
         Also the token to go on with, empty at the end; a page may be short where many
@@ -234,7 +242,9 @@ class Sessions:
         """
         wanted = [model in ("", of.model.name, of.model.label) for of in self._models]
         first = _row_of(token)
-        blocks = self._records.matching(first, np.array(wanted, np.bool_), self._clock())
+        blocks = self._records.matching(
+            first, np.array(wanted, np.bool_), self._tenant(), self._clock()
+        )
         page: list[Session] = []
         for rows, following in islice(blocks, MAX_BLOCKS):
             room = size - len(page)
@@ -289,7 +299,7 @@ class Sessions:
         answers = self._answers.get(session.row, b"")
         facts = SessionFacts(
             name=session.name,
-            tenant=TENANT,
+            tenant=self._tenant_names[session.block.tenants[session.index]],
             model=session.model.label,
             fingerprint=session.model.fingerprint,
             epoch=1,
@@ -485,6 +495,17 @@ class Sessions:
 
     def _slabs(self, session: Session) -> StateSlabs:
         return self._models[session.block.models[session.index]].slabs
+
+    def _tenant_number(self, name: str) -> int:
+        """A tenant's place among those that have, or had, sessions."""
+        if name not in self._tenants:
+            self._tenants[name] = len(self._tenant_names)
+            self._tenant_names.append(name)
+        return self._tenants[name]
+
+    def _tenant(self) -> int:
+        """The calling tenant's number; STRANGER without sessions, ever."""
+        return self._tenants.get(tenant.get(), STRANGER)
 
     def _number(self, model: ServedModel) -> int:
         """The model's place among those that have, or had, sessions."""

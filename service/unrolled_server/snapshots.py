@@ -15,7 +15,6 @@ from unrolled_server.errors import InvalidField, SnapshotsDisabled
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.sealing import OVERHEAD, BrokenSeal, Sealer
 from unrolled_server.session_keeper import SessionKeeper
-from unrolled_server.session_record import TENANT
 from unrolled_server.sessions import Session
 from unrolled_server.snapshot_layout import (
     FORMAT,
@@ -25,6 +24,7 @@ from unrolled_server.snapshot_layout import (
     decode,
     encode,
 )
+from unrolled_server.tenants import tenant
 from unrolled_server.text import partial_after
 from unrolled_server.types import Checkpoint, SessionView
 
@@ -68,7 +68,7 @@ class Snapshots:
         session = await self._sessions.load(name)
         expires = None if ttl is None else self._clock() + ttl
         snapshot = Snapshot(
-            TENANT,
+            tenant.get(),
             session.model.label,
             session.model.fingerprint,
             math.inf if expires is None else expires,
@@ -102,7 +102,7 @@ class Snapshots:
             snapshot = decode(sealer.open(FORMAT, sealed))
         except (BrokenSeal, LayoutError) as error:
             raise InvalidField("snapshot", UNUSABLE) from error
-        if snapshot.tenant != TENANT or not self._clock() < snapshot.expires:
+        if snapshot.tenant != tenant.get() or not self._clock() < snapshot.expires:
             raise InvalidField("snapshot", UNUSABLE)
         return snapshot
 

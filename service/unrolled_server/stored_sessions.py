@@ -30,6 +30,7 @@ from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
 from unrolled_server.session_record import SessionFacts
 from unrolled_server.sessions import Session, Sessions
 from unrolled_server.store import Store, StoreStats
+from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Durability, SessionView
 
 CHUNK = 500
@@ -86,11 +87,9 @@ class StoredSessions(SessionKeeper):
         # Somebody else may have waited for it too, and gone on.
         with suppress(SessionNotFound):
             return self.memory.get(name)
-        if record is None or is_deleted:
+        if record is None or is_deleted or not self._is_open(record.facts):
             raise SessionNotFound(name)
         facts = self._current(record.facts)
-        if facts.is_over(self._clock()):
-            raise SessionNotFound(name)
         return self.memory.admit(replace(record, facts=facts), self._model(facts))
 
     async def create(
@@ -224,7 +223,7 @@ class StoredSessions(SessionKeeper):
             if error.code != "DATA_LOSS":
                 raise
             return True
-        return record is not None and not self._current(record.facts).is_over(self._clock())
+        return record is not None and self._is_open(record.facts)
 
     async def _delete(self, name: str, id_: bytes) -> bool:
         ended = await self._store.delete(id_)
@@ -248,6 +247,10 @@ class StoredSessions(SessionKeeper):
                 del awaited[key]
                 self._deleted.discard(id_)
 
+    def _is_open(self, facts: SessionFacts) -> bool:
+        """Whether a stored session is the calling tenant's, and its time is not over."""
+        return facts.tenant == tenant.get() and not self._current(facts).is_over(self._clock())
+
     def _current(self, facts: SessionFacts) -> SessionFacts:
         """The facts, with uses that the store does not know of yet."""
         id_ = session_id(facts.name)
@@ -266,10 +269,9 @@ class StoredSessions(SessionKeeper):
         try:
             view = self.memory.get(facts.name).view
         except SessionNotFound:
-            facts = self._current(facts)
-            if facts.is_over(self._clock()):
+            if not self._is_open(facts):
                 return None
-            view = self._stored_view(facts)
+            view = self._stored_view(self._current(facts))
         return view if wanted in ("", view.model, view.model.rpartition("/")[0]) else None
 
     def _stored_view(self, facts: SessionFacts) -> SessionView:

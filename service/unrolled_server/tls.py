@@ -10,11 +10,15 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from unrolled_server.files import NamedFile, Recipe
+
+_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What the parser raises, some of it only when a part is looked at."""
 
 Clock = Callable[[], datetime]
 
@@ -28,7 +32,7 @@ class Identity:
     client_ca: bytes | None
     """Who signs the certificates that clients must show; None: they need none."""
     expires: datetime
-    """When the first certificate of the chain to expire does."""
+    """When the server's own certificate does."""
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
         """For gRPC."""
@@ -75,42 +79,51 @@ def identity_recipe(
         files.append(NamedFile("--tls-client-ca", client_ca))
 
     def make(contents: Sequence[bytes]) -> Identity:
-        chain = _certificates(files[0], contents[0], clock())
-        _check_key(files[1], contents[1], chain[0])
+        certificate = _certificates(files[0], contents[0])[0]
+        expires = _check_time(files[0], certificate, clock())
+        _check_key(files[1], contents[1], certificate)
         authorities = contents[2] if client_ca is not None else None
         if authorities is not None:
-            _certificates(files[2], authorities, clock())
-        expires = min(certificate.not_valid_after_utc for certificate in chain)
+            _certificates(files[2], authorities)
         return Identity(contents[0], contents[1], authorities, expires)
 
     return Recipe("tls", files, make)
 
 
-def _certificates(file: NamedFile, content: bytes, now: datetime) -> list[x509.Certificate]:
-    """At least one, all valid now. Raises FileError."""
+def _certificates(file: NamedFile, content: bytes) -> list[x509.Certificate]:
+    """At least one. Raises FileError."""
     try:
-        certificates = x509.load_pem_x509_certificates(content)
-    except ValueError:
+        return x509.load_pem_x509_certificates(content)
+    except _UNREADABLE:
         raise file.error("is not one or more certificates in PEM") from None
-    for certificate in certificates:
+
+
+def _check_time(file: NamedFile, certificate: x509.Certificate, now: datetime) -> datetime:
+    """Returns when the certificate expires. Raises FileError unless it is valid now.
+
+    Others than the server's own may be out of date: clients find their way around them.
+    """
+    try:
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        name = certificate.subject.rfc4514_string()
-        if now < begin:
-            raise file.error(f"the certificate of {name!r} is not valid before {begin.isoformat()}")
-        if now > end:
-            raise file.error(f"the certificate of {name!r} has expired on {end.isoformat()}")
-    return certificates
+    except _UNREADABLE:
+        raise file.error("is not a certificate that can be read") from None
+    if now < begin:
+        raise file.error(f"the certificate is not valid before {begin.isoformat()}")
+    if now > end:
+        raise file.error(f"the certificate has expired on {end.isoformat()}")
+    return end
 
 
 def _check_key(file: NamedFile, content: bytes, certificate: x509.Certificate) -> None:
     """Raises FileError unless it is the certificate's key, ready to be used."""
     try:
         key = load_pem_private_key(content, None)
+        belongs = key.public_key() == certificate.public_key()
     except TypeError:
         raise file.error("the key is encrypted: it has to be there without a passphrase") from None
-    except ValueError:
+    except _UNREADABLE:
         raise file.error("is not a private key in PEM") from None
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey):
         raise file.error("the key is neither an RSA nor an elliptic-curve one")
-    if key.public_key() != certificate.public_key():
+    if not belongs:
         raise file.error("is not the key of the first certificate in the file of --tls-cert")

@@ -33,6 +33,7 @@ DEFAULTS = {
     "tls_cert": None,
     "tls_key": None,
     "tls_client_ca": None,
+    "api_key_file": None,
     "flush_tokens": 16,
     "flush_interval": 0.02,
     "flush_rate": 500,
@@ -63,6 +64,7 @@ GOOD: list[tuple[str, str, Any]] = [
     *(("store", store, store) for store in ("memory", "sqlite:sessions.db", "sqlite:../a:b")),
     *(("store_sync", sync, sync) for sync in ("full", "normal")),
     ("seal_key_file", "/dev/null", Path("/dev/null")),
+    ("api_key_file", "/dev/null", Path("/dev/null")),
     ("flush_tokens", "1", 1),
     ("flush_interval", "0ms", 0.0),
     ("flush_interval", "1.5s", 1.5),
@@ -76,7 +78,7 @@ BAD = [
     ("models", "no/such/folder", "no such folder"),
     *(
         (name, text, "no such file")
-        for name in ("seal_key_file", "tls_cert", "tls_key", "tls_client_ca")
+        for name in ("seal_key_file", "tls_cert", "tls_key", "tls_client_ca", "api_key_file")
         for text in ("no/such/file", ".")
     ),
     *((name, text, "0 to 65535") for name in ("port", "metrics_port") for text in ("-1", "65536")),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
@@ -227,6 +228,7 @@ def test_authorities_of_clients_are_replaced_too(
         ("empty", "--tls-cert", "is not one or more certificates in PEM"),
         ("another key", "--tls-key", "is not the key of the first certificate"),
         ("expired", "--tls-cert", "has expired on"),
+        ("not yet valid", "--tls-cert", "is not valid before"),
         ("no key", "--tls-key", "is not a private key in PEM"),
         ("passphrase", "--tls-key", "is encrypted"),
         ("rubbish for clients", "--tls-client-ca", "is not one or more certificates in PEM"),
@@ -244,6 +246,18 @@ def test_files_that_a_server_does_not_start_with(
         identity_recipe(files.cert, files.key, authorities).read()
     assert str(caught.value).startswith(f"{flag} {named[flag]}: ")
     assert problem in str(caught.value)
+
+
+def test_others_in_the_files_may_be_out_of_date(files: Files, ca: trustme.CA) -> None:
+    """As in the chains and bundles of public authorities."""
+    good, end = files.cert.read_bytes(), identity_recipe(files.cert, files.key, None).read()
+    late = expired(ca).cert_chain_pems[0].bytes()
+    files.cert.write_bytes(good + late)
+    authorities = files.cert.with_name("clients.pem")
+    authorities.write_bytes(ca.cert_pem.bytes() + late)
+
+    made = identity_recipe(files.cert, files.key, authorities).read()
+    assert made.value.expires == end.value.expires > datetime.now(UTC)
 
 
 def test_a_server_does_not_start_with_a_bad_file(repository: Repository, files: Files) -> None:
@@ -277,6 +291,10 @@ def spoil(files: Files, ca: trustme.CA, fault: str) -> None:
         files.key.write_bytes(local(ca).private_key_pem.bytes())
     elif fault == "expired":
         files.write(expired(ca))
+    elif fault == "not yet valid":
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        later = tomorrow + timedelta(days=1)
+        files.write(ca.issue_cert("127.0.0.1", not_before=tomorrow, not_after=later))
     elif fault == "no key":
         files.key.write_bytes(files.cert.read_bytes())
     elif fault == "passphrase":

@@ -1,4 +1,4 @@
-"""The arguments that say how the server is reached: where it is, TLS."""
+"""The arguments that say how the server is reached: where it is, TLS, the API key."""
 
 from __future__ import annotations
 
@@ -44,6 +44,23 @@ _TEXTS = (
         "UNROLLED_TLS_SERVER_NAME",
         "name in the server's certificate, if not that of --server (UNROLLED_TLS_SERVER_NAME)",
     ),
+    (
+        "--api-key",
+        "KEY",
+        "UNROLLED_API_KEY",
+        "what the server knows you by; others may read command lines, so better UNROLLED_API_KEY",
+    ),
+)
+
+_SWITCHES = (
+    (
+        "--tls",
+        "TLS, with a server whose certificate comes from a public authority (UNROLLED_TLS=1)",
+    ),
+    (
+        "--api-key-over-plaintext",
+        "send the key without TLS, to another machine too (UNROLLED_API_KEY_OVER_PLAINTEXT=1)",
+    ),
 )
 
 
@@ -57,18 +74,21 @@ def add_access(parser: argparse.ArgumentParser, *, has_defaults: bool) -> None:
             default=default if has_defaults else argparse.SUPPRESS,
             help=text,
         )
-    parser.add_argument(
-        "--tls",
-        action="store_true",
-        default=None if has_defaults else argparse.SUPPRESS,
-        help="TLS, with a server whose certificate comes from a public authority (UNROLLED_TLS=1)",
-    )
+    off = False if has_defaults else argparse.SUPPRESS
+    for flag, text in _SWITCHES:
+        parser.add_argument(flag, action="store_true", default=off, help=text)
 
 
 def connected(arguments: argparse.Namespace) -> Client:
     """A client as the arguments say. Raises Problem where they do not fit together."""
     try:
-        return Client(arguments.server, tls=_tls(arguments))
+        return Client(
+            arguments.server,
+            tls=_tls(arguments),
+            api_key=arguments.api_key,
+            api_key_over_plaintext=arguments.api_key_over_plaintext
+            or _switch("UNROLLED_API_KEY_OVER_PLAINTEXT"),
+        )
     except ValueError as error:
         raise Problem(str(error), 2) from None
     except OSError as error:
@@ -86,7 +106,7 @@ def _tls(arguments: argparse.Namespace) -> Tls | bool:
         raise Problem("--tls-cert and --tls-key go together", 2)
     if any(value is not None for value in files.values()):
         return Tls(**files)
-    return bool(arguments.tls) or _switch("UNROLLED_TLS")
+    return arguments.tls or _switch("UNROLLED_TLS")
 
 
 def _switch(variable: str) -> bool:

@@ -15,6 +15,7 @@ _REMEDIES = {
     "TOO_MANY_SESSIONS": "`unrolled sessions delete` makes room",
     "OVERLOADED": "try again",
     "DRAINING": "try again",
+    "UNAUTHENTICATED": "--api-key or UNROLLED_API_KEY",
     "SNAPSHOTS_DISABLED": "its --seal-key-file names the keys",
 }
 
