@@ -44,6 +44,8 @@ class DictStore:
         self.stats = StoreStats()
         self.records: dict[bytes, SessionRecord] = {}
         self.fails = False
+        self.late: asyncio.Event | None = None
+        """What the next read waits for, after it has read."""
         self._open = asyncio.Event()
         self._open.set()
         self._order = asyncio.Lock()
@@ -75,7 +77,10 @@ class DictStore:
 
     async def read(self, id_: bytes) -> SessionRecord | None:
         await self._turn()
-        return self.records.get(id_)
+        record, late, self.late = self.records.get(id_), self.late, None
+        if late is not None:
+            await late.wait()
+        return record
 
     async def delete(self, id_: bytes) -> bool:
         await self._turn()
@@ -262,19 +267,34 @@ async def test_a_session_that_is_deleted_while_it_is_read_stays_away(house: Hous
     for _ in range(2):
         house.clock.now += 1
         await house.sessions.create(MODEL)
-    record = house.store.records[id_of(name)]
-    house.store.shut()
+    assert not house.is_in_memory(name)
+    house.store.late = late = asyncio.Event()
     reading = asyncio.create_task(house.sessions.load(name))
     await others_run()
-    # As a store may answer that had read it before.
-    house.memory.awaited[id_of(name)[4:]] += 1
-    house.store.open()
-    await reading
     await house.sessions.delete(name)
-    assert not house.is_in_memory(name)
-    assert record not in house.store.records.values()
+    late.set()
     with pytest.raises(SessionNotFound):
-        await house.sessions.load(name)
+        await reading
+    assert not house.is_in_memory(name)
+    assert house.memory.ended["deleted"] == 1
+    assert not house.memory.awaited
+
+
+async def test_an_old_record_does_not_replace_a_session_that_moved_on(house: House) -> None:
+    """It comes late; meanwhile the session was read, moved, and would have been spilled."""
+    name = (await house.sessions.create(MODEL)).name
+    for _ in range(2):
+        house.clock.now += 1
+        await house.sessions.create(MODEL)
+    house.store.late = late = asyncio.Event()
+    reading = asyncio.create_task(house.sessions.load(name))
+    await others_run()
+    await house.advance(await house.sessions.load(name), 8)
+    for _ in range(4):
+        house.clock.now += 1
+        await house.sessions.create(MODEL)
+    late.set()
+    assert (await reading).position == 8
 
 
 async def test_what_is_over_ends_in_memory_and_store(house: House) -> None:
