@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, cast
 
 import apsw
 
@@ -73,7 +73,6 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 SYNCHRONOUS = {Durability.FSYNC: "FULL", Durability.PROCESS_CRASH: "NORMAL"}
 
-T = TypeVar("T")
 Changes: TypeAlias = "Counter[str]"
 """By how many sessions of each model a transaction changes their number."""
 Act: TypeAlias = "Callable[[apsw.Connection, Changes], Any]"
@@ -266,7 +265,7 @@ class SqliteStore:
 
     def _page(self, db: apsw.Connection, changes: Changes, after: bytes, most: int) -> StorePage:
         query = "SELECT id, facts FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
-        rows: list[Any] = db.execute(query, (after, most)).fetchall()
+        rows = cast("list[tuple[bytes, bytes]]", db.execute(query, (after, most)).fetchall())
         found = []
         for id_, facts in rows:
             try:
