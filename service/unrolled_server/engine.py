@@ -20,6 +20,8 @@ class Engine:
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = lanes
+        for lane in lanes:
+            lane.siblings = lanes
 
     @property
     def stats(self) -> EngineStats:

@@ -11,8 +11,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -44,10 +44,6 @@ class Delivery:
     seconds: float = 0.02
     rate: float = 500.0
     """Messages a second of all rows together: where rows are many, each waits longer."""
-
-    def shared(self, lanes: int) -> Delivery:
-        """What each of so many lanes keeps to."""
-        return replace(self, rate=self.rate / lanes)
 
     def interval(self, rows: int) -> float:
         """Seconds from one message of a row to its next, where it has not drawn `tokens` before."""
@@ -86,6 +82,8 @@ class Lane:
         self._outbox: list[Message] = []
         self._closing = False
         self._nudged = False
+        self.siblings: Sequence[Lane] = (self,)
+        """The lanes of its engine, which share the rate of messages."""
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
 
     def start(self) -> None:
@@ -174,6 +172,8 @@ class Lane:
         scheduler.unpark()
         while (row := scheduler.next_joining()) is not None:
             self._join(row)
+        self._runner.filtered[...] = self._batch.filters()
+        self._runner.wants_logprobs[...] = self._batch.wants_logprobs()
 
     def _join(self, row: Row) -> None:
         """Give a row the last place, unless it has nothing to do."""
@@ -245,8 +245,6 @@ class Lane:
 
     def _write_inputs(self, steps: int) -> None:
         batch, runner, active = self._batch, self._runner, self._scheduler.active
-        runner.filtered[...] = batch.filters()
-        runner.wants_logprobs[...] = batch.wants_logprobs()
         runner.uniforms(batch.size, steps)[...] = batch.uniforms(steps)
         told = runner.told(batch.size, steps)
         told.fill(-1)
@@ -264,9 +262,10 @@ class Lane:
         batch.advance(tokens)
         for place in batch.watched(tokens):
             self._take(place, tokens, logprobs, int(fed[place]), now)
-        overflowed = np.flatnonzero(np.isnan(logprobs[:, :, 0]).any(0)).tolist()
         leaving = dict.fromkeys(batch.finished(), self._finish)
-        for place in batch.due(now, delivery.tokens, delivery.interval(batch.size)):
+        overflowed = np.flatnonzero(np.isnan(logprobs[:, :, 0]).any(0)).tolist()
+        leaving.update(dict.fromkeys(overflowed, self._fail))
+        for place in batch.due(now, delivery.tokens, delivery.interval(self._company())):
             if place not in leaving and self._flush(place, now):
                 leaving[place] = self._park
         self._runner.fetch(list(leaving))
@@ -288,6 +287,8 @@ class Lane:
             batch.stop(place)
         if dropped:
             kept = steps - dropped
+            # Whatever the row came to behind the end of its text, it has not come to it.
+            logprobs[kept:, place, 0] = 0
             self._runner.rewind(place, fed)
             row.replay()
             batch.tell_again(place, tokens[:kept, place], steps)
@@ -302,7 +303,12 @@ class Lane:
         if delta is not None:
             self._send(row, delta, before, now)
         self._batch.taken(place, row)
-        return self._scheduler.is_behind(row)
+        # A row that is told again what it keeps of a run is about to leave.
+        return self._scheduler.is_behind(row) and not row.has_ended
+
+    def _company(self) -> int:
+        """Rows of the whole model, as far as this thread can tell."""
+        return sum(lane.stats.active for lane in self.siblings)
 
     def _fail(self, place: int) -> None:
         """A row's state has left the range of float32, as that of a ReLU network can."""
@@ -335,6 +341,8 @@ class Lane:
             self._outbox.append((row.turn, EngineFailure("a run failed")))
         self._scheduler.active.clear()
         self._batch.size = 0
+        # Parked rows may have caught up meanwhile.
+        self.nudge()
 
     # deliver
 

@@ -142,8 +142,8 @@ def _load(config: Config) -> Models:
     loop = asyncio.get_running_loop()
 
     def start_engine(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
-        share, rows = delivery.shared(len(runners)), -(-config.max_rows // len(runners))
-        engine = Engine([Lane(label, each, vocabulary, rows, share, loop) for each in runners])
+        rows = -(-config.max_rows // len(runners))
+        engine = Engine([Lane(label, each, vocabulary, rows, delivery, loop) for each in runners])
         engine.start()
         return engine
 
@@ -236,5 +236,8 @@ async def _expire(sessions: SessionKeeper) -> None:
             more = await sessions.expire()
         except ServerError:
             # The store has logged it.
+            more = False
+        except Exception:
+            logger.exception("expiry_failed")
             more = False
         await asyncio.sleep(0 if more else EXPIRY_SECONDS)

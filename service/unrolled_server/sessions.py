@@ -488,8 +488,9 @@ class Sessions:
         of.count -= 1
         self._partials.pop(row, None)
         self._answers.pop(row, None)
-        if self._homes.pop(row, None) is not None:
-            del self._rows[bytes(block.key(index))]
+        key = bytes(block.key(index))
+        if self._homes.pop(row, None) is not None and self._rows.get(key) == row:
+            del self._rows[key]
         self._records.free(row)
         self._count -= 1
 

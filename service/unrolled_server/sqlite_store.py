@@ -54,6 +54,7 @@ SCHEMA = f"""
 CREATE TABLE sessions (
     number INTEGER PRIMARY KEY,
     id BLOB NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
     model TEXT NOT NULL,
     ends REAL,
     facts BLOB NOT NULL,
@@ -61,8 +62,10 @@ CREATE TABLE sessions (
 ) STRICT;
 CREATE INDEX sessions_by_end ON sessions (ends) WHERE ends IS NOT NULL;
 CREATE INDEX sessions_by_model ON sessions (model);
+CREATE INDEX sessions_by_tenant ON sessions (tenant, id);
 CREATE TABLE quarantine (
     id BLOB PRIMARY KEY,
+    tenant TEXT NOT NULL,
     model TEXT NOT NULL,
     facts BLOB NOT NULL,
     body BLOB NOT NULL,
@@ -121,12 +124,12 @@ class SqliteStore:
 
     async def commit(self, record: SessionRecord) -> None:
         """Replace a session's record by that after a turn. Raises SessionNotFound."""
-        await self._submit(lambda db, _: _update(db, record), is_turn=True)
+        await self._submit(lambda db, changes: _update(db, changes, record), is_turn=True)
 
-    async def read(self, id_: bytes) -> SessionRecord | None:
+    async def read(self, id_: bytes, tenant: str) -> SessionRecord | None:
         """A session's record; None: there is none. Raises RecordCorrupt, and keeps raising it."""
         record: SessionRecord | None = await self._submit(
-            lambda db, changes: self._read(db, changes, id_), reads=True
+            lambda db, changes: self._read(db, changes, id_, tenant), reads=True
         )
         return record
 
@@ -139,10 +142,10 @@ class SqliteStore:
         """Sessions were used, in seconds since the epoch; those that have ended are ignored."""
         await self._submit(lambda db, _: _note_uses(db, uses))
 
-    async def page(self, after: bytes, most: int) -> StorePage:
-        """Up to `most` sessions behind an ID; those that cannot be read are left out."""
+    async def page(self, tenant: str, after: bytes, most: int) -> StorePage:
+        """Up to `most` of a tenant's sessions behind an ID, without those that cannot be read."""
         page: StorePage = await self._submit(
-            lambda db, changes: self._page(db, changes, after, most), reads=True
+            lambda db, changes: self._page(db, changes, tenant, after, most), reads=True
         )
         return page
 
@@ -206,7 +209,7 @@ class SqliteStore:
         finally:
             self._counts.update(changes)
 
-    def _write(self, jobs: list[Job]) -> list[Result]:
+    def _write(self, jobs: list[Job], *, mended: bool = False) -> list[Result]:
         """Do all in one transaction; if that fails, none."""
         turns = [job for job in jobs if job.is_turn]
         changes: Changes = Counter()
@@ -217,8 +220,13 @@ class SqliteStore:
             _reach_with(turns, "store.before_commit")
             self._db.execute("COMMIT")
         except Exception as error:
-            failure = self._failure(error)
             self._roll_back()
+            if len(jobs) > 1 and isinstance(error, apsw.CorruptError):
+                # One of them has met what is damaged; the others are not to suffer.
+                return [result for job in jobs for result in self._write([job])]
+            if isinstance(error, apsw.CorruptError) and not mended and self._mend():
+                return self._write(jobs, mended=True)
+            failure = self._failure(error)
             return [(job.future, None, failure) for job in jobs]
         _reach_with(turns, "store.after_commit")
         self._counts.update(changes)
@@ -233,6 +241,16 @@ class SqliteStore:
                 self._db.execute("ROLLBACK")
         except apsw.Error:
             logger.exception("store_rollback_failed")
+
+    def _mend(self) -> bool:
+        """Make the indexes anew, for what they hold follows from the records; whether that went."""
+        log_event(logger, logging.ERROR, "store_index_corrupt", store=NAME)
+        try:
+            self._db.execute("REINDEX sessions")
+        except apsw.Error:
+            logger.exception("store_reindex_failed")
+            return False
+        return True
 
     def _failure(self, error: Exception) -> ServerError:
         """What the caller is told; what only the operator can use goes to the log."""
@@ -249,23 +267,29 @@ class SqliteStore:
             logger.error("store_failed", exc_info=error)
         return StoreUnavailable(NAME)
 
-    def _read(self, db: apsw.Connection, changes: Changes, id_: bytes) -> SessionRecord | None:
+    def _read(
+        self, db: apsw.Connection, changes: Changes, id_: bytes, tenant: str
+    ) -> SessionRecord | None:
         row = db.execute("SELECT facts, body FROM sessions WHERE id = ?", (id_,)).fetchone()
-        if row is None:
-            if db.execute("SELECT 1 FROM quarantine WHERE id = ?", (id_,)).fetchone():
-                raise RecordCorrupt(name_of(id_))
-            return None
-        try:
-            record = decode(*row)
-            _check_owner(record.facts, id_)
-        except RecordDamaged as error:
-            self._quarantine(db, changes, id_, error)
-            raise RecordCorrupt(name_of(id_)) from error
-        return record
+        if row is not None:
+            try:
+                record = decode(*row)
+                _check_owner(record.facts, id_)
+            except RecordDamaged as error:
+                self._quarantine(db, changes, id_, error)
+            else:
+                return record if record.facts.tenant == tenant else None
+        query = "SELECT 1 FROM quarantine WHERE id = ? AND tenant = ?"
+        if db.execute(query, (id_, tenant)).fetchone():
+            raise RecordCorrupt(name_of(id_))
+        return None
 
-    def _page(self, db: apsw.Connection, changes: Changes, after: bytes, most: int) -> StorePage:
-        query = "SELECT id, facts FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
-        rows = cast("list[tuple[bytes, bytes]]", db.execute(query, (after, most)).fetchall())
+    def _page(
+        self, db: apsw.Connection, changes: Changes, tenant: str, after: bytes, most: int
+    ) -> StorePage:
+        query = "SELECT id, facts FROM sessions WHERE tenant = ? AND id > ? ORDER BY id LIMIT ?"
+        found_rows = db.execute(query, (tenant, after, most)).fetchall()
+        rows = cast("list[tuple[bytes, bytes]]", found_rows)
         found = []
         for id_, facts in rows:
             try:
@@ -287,7 +311,7 @@ class SqliteStore:
             with db:
                 db.execute(
                     "INSERT OR REPLACE INTO quarantine"
-                    " SELECT id, model, facts, body, ? FROM sessions WHERE id = ?",
+                    " SELECT id, tenant, model, facts, body, ? FROM sessions WHERE id = ?",
                     (time.time(), id_),
                 )
                 _remove(db, changes, id_)
@@ -376,20 +400,28 @@ def _check_owner(facts: SessionFacts, id_: bytes) -> None:
 def _insert(db: apsw.Connection, changes: Changes, record: SessionRecord) -> None:
     facts = record.facts
     db.execute(
-        "INSERT INTO sessions (id, model, ends, facts, body) VALUES (?, ?, ?, ?, ?)",
-        (session_id(facts.name), facts.model, facts.ends, *encode(record)),
+        "INSERT INTO sessions (id, tenant, model, ends, facts, body) VALUES (?, ?, ?, ?, ?, ?)",
+        (session_id(facts.name), facts.tenant, facts.model, facts.ends, *encode(record)),
     )
     changes[facts.model] += 1
 
 
-def _update(db: apsw.Connection, record: SessionRecord) -> None:
-    name = record.facts.name
+def _update(db: apsw.Connection, changes: Changes, record: SessionRecord) -> None:
+    facts, id_ = record.facts, session_id(record.facts.name)
+    row = db.execute("SELECT model FROM sessions WHERE id = ?", (id_,)).fetchone()
+    if row is None:
+        # A record that was put aside while the session went on in memory: here it is whole again.
+        db.execute("DELETE FROM quarantine WHERE id = ?", (id_,))
+        if not db.changes():
+            raise SessionNotFound(facts.name)
+        _insert(db, changes, record)
+        return
     db.execute(
-        "UPDATE sessions SET ends = ?, facts = ?, body = ? WHERE id = ?",
-        (record.facts.ends, *encode(record), session_id(name)),
+        "UPDATE sessions SET model = ?, ends = ?, facts = ?, body = ? WHERE id = ?",
+        (facts.model, facts.ends, *encode(record), id_),
     )
-    if not db.changes():
-        raise SessionNotFound(name)
+    changes[row[0]] -= 1
+    changes[facts.model] += 1
 
 
 def _remove(db: apsw.Connection, changes: Changes, id_: bytes) -> bool:

@@ -62,8 +62,8 @@ class Store(Protocol):
     async def commit(self, record: SessionRecord) -> None:
         """Replace a session's record by that after a turn. Raises SessionNotFound."""
 
-    async def read(self, id_: bytes) -> SessionRecord | None:
-        """A session's record; None: there is none. Raises RecordCorrupt, and keeps raising it."""
+    async def read(self, id_: bytes, tenant: str) -> SessionRecord | None:
+        """A tenant's session's record; None: there is none. Raises RecordCorrupt, ever again."""
 
     async def delete(self, id_: bytes) -> bool:
         """End a session, readable or not; whether there was one."""
@@ -71,8 +71,8 @@ class Store(Protocol):
     async def note_uses(self, uses: Mapping[bytes, float]) -> None:
         """Sessions were used, in seconds since the epoch; those that have ended are ignored."""
 
-    async def page(self, after: bytes, most: int) -> StorePage:
-        """Up to `most` sessions behind an ID; those that cannot be read are left out."""
+    async def page(self, tenant: str, after: bytes, most: int) -> StorePage:
+        """Up to `most` of a tenant's sessions behind an ID, without those that cannot be read."""
 
     async def over(self, now: float, most: int) -> list[bytes]:
         """IDs of up to `most` sessions whose idle time is over, longest first."""

@@ -82,7 +82,7 @@ class StoredSessions(SessionKeeper):
         if id_ is None:
             raise SessionNotFound(name)
         with self._awaited(id_):
-            record = await self._store.read(id_)
+            record = await self._store.read(id_, tenant.get())
             is_deleted = id_ in self._deleted
         # Somebody else may have waited for it too, and gone on.
         with suppress(SessionNotFound):
@@ -90,6 +90,8 @@ class StoredSessions(SessionKeeper):
         if record is None or is_deleted or not self._is_open(record.facts):
             raise SessionNotFound(name)
         facts = self._current(record.facts)
+        # What memory still has is over by what memory knows, and not by what the store does.
+        self.memory.drop(name)
         return self.memory.admit(replace(record, facts=facts), self._model(facts))
 
     async def create(
@@ -113,9 +115,8 @@ class StoredSessions(SessionKeeper):
         parent = await self.load(name)
         past = self.memory.checkpoint(parent)
         seed = parent.seed if seed is None else seed
-        child = await self.restore(parent.model, past, seed, parent.idle_ttl)
         self._use(name)
-        return child
+        return await self.restore(parent.model, past, seed, parent.idle_ttl)
 
     async def delete(self, name: str) -> None:
         """End a session, and the turn it has under way, whether or not it can be read.
@@ -139,7 +140,7 @@ class StoredSessions(SessionKeeper):
         after = bytes.fromhex(token)
         views: list[SessionView] = []
         for _ in range(MAX_CHUNKS):
-            chunk = await self._store.page(after, CHUNK)
+            chunk = await self._store.page(tenant.get(), after, CHUNK)
             views += filter(None, (self._view(facts, model) for facts in chunk.sessions))
             if len(views) > size:
                 return views[:size], views[size - 1].name.removeprefix("sessions/")
@@ -178,10 +179,15 @@ class StoredSessions(SessionKeeper):
         now = self._clock()
         over = await self._store.over(now, CHUNK + self.memory.busy)
         # What is still in memory is busy, or comes next.
-        gone = [id_ for id_ in over if not self.memory.has(id_)]
+        gone = [id_ for id_ in over if not self._is_wanted(id_)]
         ended = await self._store.expire(gone, now) if gone else 0
         self.memory.ended["expired"] += ended
         return more_in_memory or ended >= CHUNK
+
+    def _is_wanted(self, id_: bytes) -> bool:
+        """Whether a session is in memory, on its way there, or was used just now."""
+        is_awaited = id_[-KEY_BYTES:] in self.memory.awaited
+        return is_awaited or id_ in self._uses or self.memory.has(id_)
 
     async def close(self) -> None:
         """Finish what is under way; nothing is to be asked for any more."""
@@ -218,7 +224,7 @@ class StoredSessions(SessionKeeper):
             self.memory.get(name)
             return True
         try:
-            record = await self._store.read(id_)
+            record = await self._store.read(id_, tenant.get())
         except ServerError as error:
             if error.code != "DATA_LOSS":
                 raise
@@ -299,11 +305,9 @@ class StoredSessions(SessionKeeper):
             self.memory.touch(self.memory.get(name))
 
     async def _write_uses(self) -> None:
-        uses, self._uses = self._uses, {}
-        if not uses:
+        if not (uses := dict(self._uses)):
             return
-        try:
-            await self._store.note_uses(uses)
-        except ServerError:
-            self._uses = uses | self._uses
-            raise
+        await self._store.note_uses(uses)
+        for id_, used in uses.items():
+            if self._uses.get(id_) == used:
+                del self._uses[id_]

@@ -196,9 +196,9 @@ class Turns:
         On a session, what `record` says of the outcome is recorded together with the commit.
         Raises ServerError where the request cannot be served; nothing has changed then.
         """
+        model, session = await self._resolve(request)
         if self.draining.is_set():
             raise Draining
-        model, session = await self._resolve(request)
         if self._under_way[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
         start = FRESH if session is None else self.sessions.memory.checkpoint(session)

@@ -192,10 +192,6 @@ def test_many_rows_send_their_messages_less_often(rows: int, seconds: float) -> 
     assert Delivery().interval(rows) == pytest.approx(seconds)
 
 
-def test_lanes_share_the_rate_of_messages() -> None:
-    assert Delivery(rate=600).shared(3).interval(100) == pytest.approx(0.5)
-
-
 def test_a_run_takes_no_longer_than_a_message_may_wait() -> None:
     pace = Pace(0.02)
     assert pace.steps(1) == MAX_STEPS

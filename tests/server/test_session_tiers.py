@@ -75,7 +75,7 @@ class DictStore:
             raise SessionNotFound(record.facts.name)
         self.records[id_of(record.facts.name)] = record
 
-    async def read(self, id_: bytes) -> SessionRecord | None:
+    async def read(self, id_: bytes, tenant: str) -> SessionRecord | None:
         await self._turn()
         record, late, self.late = self.records.get(id_), self.late, None
         if late is not None:
@@ -89,7 +89,7 @@ class DictStore:
     async def note_uses(self, uses: Mapping[bytes, float]) -> None:
         await self._turn()
 
-    async def page(self, after: bytes, most: int) -> StorePage:
+    async def page(self, tenant: str, after: bytes, most: int) -> StorePage:
         raise NotImplementedError
 
     async def over(self, now: float, most: int) -> list[bytes]:

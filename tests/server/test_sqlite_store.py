@@ -158,9 +158,9 @@ async def test_what_was_written_is_read_after_opening_again(path: Path) -> None:
     await first.close()
     second = SqliteStore(path)
     assert second.count() == {"m/1": 4}
-    assert same(await second.read(id_of(moved)), moved)
-    assert same(await second.read(id_of(numbered(4))), numbered(4))
-    assert await second.read(id_of(numbered(3))) is None
+    assert same(await second.read(id_of(moved), "default"), moved)
+    assert same(await second.read(id_of(numbered(4)), "default"), numbered(4))
+    assert await second.read(id_of(numbered(3)), "default") is None
     await second.close()
 
 
@@ -176,7 +176,7 @@ async def test_a_commit_does_not_bring_a_session_back(store: SqliteStore) -> Non
     outcomes = await asyncio.gather(deleting, committing, return_exceptions=True)
     assert outcomes[0] is True
     assert isinstance(outcomes[1], SessionNotFound)
-    assert await store.read(id_of(numbered(1))) is None
+    assert await store.read(id_of(numbered(1)), "default") is None
     assert not await store.delete(id_of(numbered(1)))
 
 
@@ -184,7 +184,7 @@ async def test_pages_are_in_the_order_of_ids(store: SqliteStore) -> None:
     await asyncio.gather(*(store.insert(numbered(number)) for number in (7, 1, 300, 2, 5)))
     found, after, pages = [], b"", 0
     while True:
-        page = await store.page(after, 2)
+        page = await store.page("default", after, 2)
         found += page.sessions
         pages += 1
         if page.after is None:
@@ -206,8 +206,8 @@ async def test_what_is_over_ends_unless_it_was_used(store: SqliteStore) -> None:
     assert await store.over(now, 1) == [id_of(made[1])]
     assert await store.expire([id_of(record) for record in (*made, forever)], now) == 2
     assert store.count() == {"m/1": 2}
-    assert (await store.read(id_of(made[1]))) is None
-    assert (await store.read(id_of(made[0]))) is not None
+    assert (await store.read(id_of(made[1]), "default")) is None
+    assert (await store.read(id_of(made[0]), "default")) is not None
 
 
 async def test_a_damaged_index_ends_no_session(path: Path) -> None:
@@ -222,7 +222,7 @@ async def test_a_damaged_index_ends_no_session(path: Path) -> None:
     assert len(over) == 1
     assert await second.expire(over, 100.0) == 0
     assert await second.over(100.0, 10) == []
-    assert same(await second.read(id_of(numbered(1))), numbered(1))
+    assert same(await second.read(id_of(numbered(1)), "default"), numbered(1))
     await second.close()
 
 
@@ -235,7 +235,7 @@ async def test_a_damaged_record_is_put_aside(path: Path) -> None:
     for times in (1, 0):
         again = SqliteStore(path)
         with pytest.raises(RecordCorrupt):
-            await again.read(id_of(numbered(1)))
+            await again.read(id_of(numbered(1)), "default")
         assert again.stats.damaged == times
         assert again.count() == {"m/1": 1}
         await again.close()
@@ -255,8 +255,8 @@ async def test_a_record_in_the_place_of_another_is_none(path: Path) -> None:
     db.close()
     second = SqliteStore(path)
     with pytest.raises(RecordCorrupt):
-        await second.read(id_of(numbered(1)))
-    assert same(await second.read(id_of(numbered(2))), numbered(2))
+        await second.read(id_of(numbered(1)), "default")
+    assert same(await second.read(id_of(numbered(2)), "default"), numbered(2))
     await second.close()
 
 
@@ -329,7 +329,7 @@ async def test_what_says_fsync_outlives_a_power_cut(
         left = path.parent / f"left {number}"
         disk.cut_power(left)
         after = SqliteStore(left / path.name)
-        found = await after.read(id_of(moved))
+        found = await after.read(id_of(moved), "default")
         assert same(found, moved) == outlives
         await after.close()
     await store.close()
@@ -353,9 +353,9 @@ async def test_a_full_disk_loses_nothing_and_is_got_over(path: Path) -> None:
     kept = [record for record in made if record not in refused]
     assert store.count() == {"m/1": len(kept)}
     for record in kept:
-        assert same(await store.read(id_of(record)), record)
+        assert same(await store.read(id_of(record), "default"), record)
     for record in refused:
-        assert await store.read(id_of(record)) is None
+        assert await store.read(id_of(record), "default") is None
     await store._submit(lambda db, _: db.pragma("max_page_count", 1_000_000))
     for record in refused:
         await store.insert(record)
