@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import stat
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +243,46 @@ async def test_a_damaged_record_is_put_aside(path: Path) -> None:
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT count(*) FROM quarantine").fetchone() == (1,)
     db.close()
+
+
+@pytest.mark.parametrize("column", ["ends", "model", "tenant"])
+async def test_an_index_that_does_not_fit_costs_no_session_anything(
+    path: Path, column: str
+) -> None:
+    """A bit flipped in a column beside the record: SQLite calls the file malformed at a write."""
+    damaged, sound = (with_ending(numbered(number), 1234.5625 + number) for number in (1, 2))
+    first = SqliteStore(path)
+    for record in (damaged, sound):
+        await first.insert(record)
+    await first.close()
+    stored = {
+        "ends": struct.pack(">d", damaged.facts.ends or 0.0),
+        # Two columns that lie side by side in the table, and nowhere else.
+        "model": b"defaultm/1",
+        "tenant": b"defaultm/1",
+    }[column]
+    flip_in_file(path, stored, at=0 if column == "tenant" else -1)
+
+    second = SqliteStore(path)
+    await asyncio.gather(second.commit(damaged), second.commit(sound))
+    assert same(await second.read(id_of(damaged), "default"), damaged)
+    assert same(await second.read(id_of(sound), "default"), sound)
+    over = [id_of(damaged), id_of(sound)]
+    assert await second.expire(over, 5000.0) == 2
+    await second.close()
+
+
+def with_ending(record: SessionRecord, end: float) -> SessionRecord:
+    """The record of a session that is over at `end`."""
+    return replace(record, facts=replace(record.facts, used=end - 60.0, idle_ttl=60.0))
+
+
+def flip_in_file(path: Path, found: bytes, at: int) -> None:
+    """Flip the lowest bit of byte `at` of the first place that holds these bytes."""
+    content = bytearray(path.read_bytes())
+    place = content.index(found) + at % len(found)
+    content[place] ^= 1
+    path.write_bytes(content)
 
 
 async def test_a_record_in_the_place_of_another_is_none(path: Path) -> None:
