@@ -1,4 +1,4 @@
-"""What an engine counts: written by its thread, read by the metrics endpoint."""
+"""What a lane counts: written by its thread, read by the metrics endpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Tally:
 
 
 class EngineStats:
-    """Counters of one engine."""
+    """Counters of one lane, or of several together."""
 
     def __init__(self) -> None:
         self.prompt_tokens = 0

@@ -41,7 +41,8 @@ class Store(Protocol):
     """Keeps records of sessions by their IDs (`session_names.session_id`).
 
     A method returns once what it did is as durable as `durability` says. Every one of them
-    raises StoreUnavailable or StoreFull where the store fails; nothing has changed then.
+    raises StoreUnavailable or StoreFull where the store fails; nothing has changed then, unless the
+    process dies before the store works again: a write whose flush failed may still be found.
     Cancelling a call does not undo it.
     """
 

@@ -1,4 +1,4 @@
-"""A turn: the one object that the asyncio front and an engine thread share.
+"""A turn: the one object that the asyncio front and a lane's thread share.
 
 The front makes it, the engine advances it and never touches `inbox`; messages come back in
 batches through the event loop. Flags are set by one side and read by the other.
