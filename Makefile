@@ -35,7 +35,7 @@ serve: .venv/.serve $(MODELS) ## Export the bundled models and serve them on 127
 	@echo 'Once event=serving names the addresses, from another terminal (with other ports, --server HOST:PORT):'
 	@echo '    .venv/bin/unrolled complete --model shakespeare-lstm "ROMEO:"'
 	@echo '    .venv/bin/unrolled chat --model shakespeare-lstm'
-	@exec unrolled-server --models .models --host 127.0.0.1 --port 50051 --metrics-port 9464 $(ARGS)
+	@exec unrolled-server --models .models --host 127.0.0.1 --port 50051 --metrics-port 9464 --data-dir .state $(ARGS)
 
 # `convert` always writes a new version, so the old one goes first; the manifest is written last.
 .models/%/1/manifest.json: $$(wildcard export/models/$$*/*) $(EXPORTER) | .venv/.serve

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from support.models import RECIPES, Repository, build, export
 from support.server import RunningServer, running_server
+
+# Where a test does not say where its server keeps sessions, it leaves nothing behind.
+os.environ["UNROLLED_STORE"] = "memory"
 
 
 @pytest.fixture(scope="session")

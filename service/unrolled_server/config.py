@@ -66,10 +66,17 @@ def _file(text: str) -> Path:
     return path
 
 
+def _folder_to_be(text: str) -> Path:
+    path = Path(text)
+    if not text or (path.exists() and not path.is_dir()):
+        raise ValueError("not a folder")
+    return path
+
+
 def _store(text: str) -> str:
     kind, _, path = text.partition(":")
-    if text != "memory" and not (kind == "sqlite" and path):
-        raise ValueError("memory, or sqlite:FILE")
+    if text not in ("memory", "sqlite") and not (kind == "sqlite" and path):
+        raise ValueError("memory, sqlite or sqlite:FILE")
     if path and not Path(path).parent.is_dir():
         raise ValueError(f"there is no folder {Path(path).parent}")
     return text
@@ -125,7 +132,14 @@ class Config:
     max_tokens: int = _flag(_count, "65536", "largest max_tokens of a turn")
     max_prompt_bytes: int = _flag(_count, "1048576", "longest prompt or text")
     session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
-    store: str = _flag(_store, "memory", "where sessions are kept: memory, or sqlite:FILE")
+    store: str = _flag(
+        _store, "sqlite", "where sessions are kept: memory, sqlite:FILE, or sqlite, in --data-dir"
+    )
+    data_dir: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
+        _folder_to_be,
+        "folder of what outlives the server, made if it is not there"
+        " (default $XDG_STATE_HOME/unrolled, ~/.local/state/unrolled)",
+    )
     store_sync: str = _flag(
         _one_of("full", "normal"),
         "full",

@@ -56,6 +56,8 @@ MESSAGE_BYTES = 16 << 20
 LAST_WRITES_SECONDS = 5.0
 """What readers get, once no turn is under way, to read what is on its way to them."""
 EXPIRY_SECONDS = 1.0
+SESSIONS_FILE = "sessions.db"
+"""In --data-dir."""
 DURABILITY = {"full": Durability.FSYNC, "normal": Durability.PROCESS_CRASH}
 SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
@@ -157,14 +159,28 @@ def _keeper(config: Config, models: Models) -> SessionKeeper:
     memory = Sessions(config.max_sessions, config.session_ttl, spills=kind == "sqlite")
     if kind == "memory":
         return SessionKeeper(memory)
-    durability = DURABILITY[config.store_sync]
+    file = Path(path) if path else _made_data_dir(config) / SESSIONS_FILE
     try:
-        store = SqliteStore(Path(path), durability)
+        store = SqliteStore(file, DURABILITY[config.store_sync])
     except StoreOpenError as error:
         raise StoreOpenError(f"--store {kind}:{error}") from error
     stored = sum(store.count().values())
-    log_event(logger, logging.INFO, "store_opened", store=config.store, sessions=stored)
+    log_event(logger, logging.INFO, "store_opened", store=f"{kind}:{file}", sessions=stored)
     return StoredSessions(memory, models, store)
+
+
+def _made_data_dir(config: Config) -> Path:
+    """The folder of what outlives the server. Raises StoreOpenError."""
+    path = config.data_dir
+    if path is None:
+        # XDG Base Directory Specification 0.8.
+        path = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "unrolled"
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "choose a folder with --data-dir, or --store memory"
+        raise StoreOpenError(f"--store sqlite: {path}: {error.strerror}; {remedy}") from error
+    return path
 
 
 async def _close(sessions: SessionKeeper) -> None:

@@ -18,8 +18,8 @@ TINY = Recipe(layers=1, hidden=32)
 
 
 def serving(models: Models, *flags: str) -> AbstractContextManager[RunningServer]:
-    """A server process with default settings but for `flags`."""
-    return running_server(models.served, "--device", "cpu", *flags)
+    """A server process with sessions in memory and default settings but for `flags`."""
+    return running_server(models.served, "--device", "cpu", "--store", "memory", *flags)
 
 
 def load(server: RunningServer, model: str, streams: int) -> Load:

@@ -13,7 +13,7 @@ import pytest
 from support.calls import SECONDS, Stubs, connected, refusal_of, refused
 from support.lone import LoneSession
 from support.models import Repository
-from support.server import RunningServer, started
+from support.server import RunningServer, running_server, started
 from support.stored import flip_a_bit, serving
 from unrolled.v1.completion_pb2 import (
     DURABILITY_FSYNC,
@@ -392,3 +392,46 @@ def wait_for_line(server: RunningServer, wanted: str) -> None:
         if line.strip() == wanted:
             return
     raise AssertionError(f"the server ended without {wanted}")
+
+
+# Where the file is
+
+
+def test_without_flags_sessions_are_kept_where_the_user_keeps_state(
+    repository: Repository, tmp_path: Path
+) -> None:
+    environment = {"UNROLLED_STORE": "", "XDG_STATE_HOME": str(tmp_path / "state")}
+    with (
+        running_server(repository.path, environment=environment) as server,
+        connected(server.address) as stubs,
+    ):
+        name = stubs.create("lstm")
+        outcome = turn(stubs, name, "a", 2).outcome
+        assert outcome.durability == DURABILITY_FSYNC
+    folder = tmp_path / "state/unrolled"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    with serving(repository.path, folder / "sessions.db") as again:
+        assert turn(again.stubs, name, "b", 0).outcome.position == outcome.position + 1
+
+
+def test_the_file_is_in_the_data_folder(repository: Repository, tmp_path: Path) -> None:
+    flags = ("--store", "sqlite", "--data-dir", str(tmp_path / "data"))
+    with running_server(repository.path, *flags):
+        assert (tmp_path / "data/sessions.db").is_file()
+
+
+def test_a_data_folder_that_cannot_be_made_is_one_line(
+    repository: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    flags = ("--store", "sqlite", "--data-dir", str(tmp_path / "file/data"))
+    ended = subprocess.run(
+        [sys.executable, "-m", "unrolled_server", "--models", repository.path, *flags],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()[-1:]
+    assert f"{tmp_path}/file/data: Not a directory" in line
+    assert "--data-dir" in line
