@@ -16,7 +16,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     from unrolled_server.files import FileError
     from unrolled_server.runner import DeviceError
-    from unrolled_server.sealing import KeyFileError
     from unrolled_server.server import BindError, serve
     from unrolled_server.store import StoreOpenError
 except ModuleNotFoundError as error:
@@ -39,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         DeviceError,
         FailpointSyntaxError,
         FileError,
-        KeyFileError,
         StoreOpenError,
     ) as error:
         print(f"unrolled-server: {error}", file=sys.stderr)

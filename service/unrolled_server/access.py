@@ -1,4 +1,7 @@
-"""Who may call: TLS and API keys as configured, from files that are read again when they change."""
+"""The secrets of the server, from files that it reads again when they change.
+
+TLS, API keys, and the keys that seal snapshots.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from unrolled_server.api_keys import ApiKeys, keys_recipe
 from unrolled_server.config import Config
 from unrolled_server.files import Made, Recipe
 from unrolled_server.metrics import ReloadMetrics
-from unrolled_server.reloading import Reloader
+from unrolled_server.reloading import Followed, Reloader
+from unrolled_server.sealing import Sealer, sealer_recipe
 from unrolled_server.tls import Credentials, Identity, identity_recipe
 
 
@@ -37,26 +41,8 @@ class Tls:
         return Reloader(self._recipe, self._first, use, metrics)
 
 
-class KeyFile:
-    """The API keys that are good, and the file that they come from."""
-
-    def __init__(self, recipe: Recipe[ApiKeys]) -> None:
-        """Read the file. Raises FileError."""
-        self._recipe = recipe
-        self._first: Made[ApiKeys] = recipe.read()
-        self.keys = self._first.value
-
-    def reloader(self, metrics: ReloadMetrics) -> Reloader[ApiKeys]:
-        """What keeps the keys as the file is."""
-
-        def use(keys: ApiKeys) -> None:
-            self.keys = keys
-
-        return Reloader(self._recipe, self._first, use, metrics)
-
-
 class Access:
-    """What the server shows its callers, and asks of them."""
+    """What the server shows its callers, asks of them, and seals their snapshots with."""
 
     def __init__(self, config: Config) -> None:
         """Read all files. Raises FileError."""
@@ -66,7 +52,9 @@ class Access:
             self._tls = Tls(recipe)
         self._is_reachable = not _is_loopback(config.host)
         path = config.api_key_file
-        self._key_file = None if path is None else KeyFile(keys_recipe(path))
+        self._api_keys = None if path is None else Followed(keys_recipe(path))
+        path = config.seal_key_file
+        self._sealer = None if path is None else Followed(sealer_recipe(path))
 
     @property
     def has_tls(self) -> bool:
@@ -74,12 +62,16 @@ class Access:
 
     def keys(self) -> ApiKeys | None:
         """The API keys that are good now; None where none is asked for."""
-        return None if self._key_file is None else self._key_file.keys
+        return None if self._api_keys is None else self._api_keys.value
+
+    def sealer(self) -> Sealer | None:
+        """What seals snapshots now; None where there are none."""
+        return None if self._sealer is None else self._sealer.value
 
     @property
     def exposes_keys(self) -> bool:
         """Whether keys may come over a network in plain text."""
-        return self._key_file is not None and self._tls is None and self._is_reachable
+        return self._api_keys is not None and self._tls is None and self._is_reachable
 
     def open_port(self, server: grpc.aio.Server, address: str) -> int:
         """Let the server listen; returns the port. Raises RuntimeError."""
@@ -87,9 +79,11 @@ class Access:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self._tls.credentials.for_grpc())
 
-    def reloaders(self, metrics: ReloadMetrics) -> list[Reloader[Identity] | Reloader[ApiKeys]]:
+    def reloaders(
+        self, metrics: ReloadMetrics
+    ) -> list[Reloader[Identity] | Reloader[ApiKeys] | Reloader[Sealer]]:
         """What keeps all this as the files are, each to be followed."""
-        sources = (self._tls, self._key_file)
+        sources = (self._tls, self._api_keys, self._sealer)
         return [source.reloader(metrics) for source in sources if source is not None]
 
 

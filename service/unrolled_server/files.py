@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ class NamedFile:
 
     flag: str
     path: Path
+    is_secret: bool = False
+    """Whether it is refused where users beyond owner and group may read or change it."""
 
     def error(self, problem: str) -> FileError:
         """The error that says what is wrong with this file."""
@@ -34,12 +38,17 @@ class NamedFile:
             if self.path.exists() and not self.path.is_file():
                 raise self.error("is not a regular file")
             with self.path.open("rb") as file:
+                self._check_mode(os.fstat(file.fileno()).st_mode)
                 content = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise self.error(error.strerror or str(error)) from None
         if len(content) > MAX_BYTES:
             raise self.error(f"has more than {MAX_BYTES} bytes")
         return content
+
+    def _check_mode(self, mode: int) -> None:
+        if self.is_secret and mode & (stat.S_IROTH | stat.S_IWOTH):
+            raise self.error(f"other users may read or change it: chmod 600 {self.path}")
 
 
 @dataclass(frozen=True)

@@ -70,3 +70,22 @@ class Reloader(Generic[T]):
         self._problem = problem
         self._metrics.reloaded(self._recipe.name, good=False)
         log_event(logger, logging.ERROR, "files_turned_bad", files=self._recipe.name, error=problem)
+
+
+class Followed(Generic[T]):
+    """What a recipe makes of its files: read at once, and again when they change."""
+
+    def __init__(self, recipe: Recipe[T]) -> None:
+        """Raises FileError."""
+        self._recipe = recipe
+        self._first = recipe.read()
+        self.value: T = self._first.value
+        """As the files were when they were last good."""
+
+    def reloader(self, metrics: ReloadMetrics) -> Reloader[T]:
+        """What keeps the value as the files are."""
+
+        def use(value: T) -> None:
+            self.value = value
+
+        return Reloader(self._recipe, self._first, use, metrics)

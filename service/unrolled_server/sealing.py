@@ -20,7 +20,6 @@ import base64
 import binascii
 import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +27,13 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from unrolled_server.files import NamedFile, Recipe
+
 KEY_BYTES = 32
 NONCE_BYTES = 12
 KEY_ID = re.compile(rb"[A-Za-z0-9._-]{1,32}")
 OVERHEAD = 1 + 32 + NONCE_BYTES + 16
 """Bytes that sealing adds to format and body at most."""
-
-
-class KeyFileError(Exception):
-    """The file of keys cannot be used; the message names file and line."""
 
 
 class BrokenSeal(Exception):
@@ -83,28 +80,26 @@ class Sealer:
             raise BrokenSeal from None
 
 
-def read_key_file(path: Path) -> Sealer:
-    """The keys of a file: lines of `KEYID BASE64`, 32 bytes each; `#` begins a comment.
+def sealer_recipe(path: Path) -> Recipe[Sealer]:
+    """How a Sealer is made of the file of --seal-key-file.
 
-    Raises KeyFileError, also where users beyond owner and group may read or change the file.
+    Lines of `KEYID BASE64`, 32 bytes each; `#` begins a comment. A file that users beyond owner and
+    group may read or change is refused.
     """
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            lines = file.read().splitlines()
-    except OSError as error:
-        raise KeyFileError(f"{path}: {error.strerror}") from error
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        raise KeyFileError(f"{path}: other users may read or change it: chmod 600 {path}")
-    keys: dict[bytes, Key] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            _add(line, keys)
-        except ValueError as error:
-            raise KeyFileError(f"{path}: line {number}: {error}") from None
-    if not keys:
-        raise KeyFileError(f"{path}: holds no key: KEYID BASE64 on a line")
-    return Sealer(list(keys.values()))
+    file = NamedFile("--seal-key-file", path, is_secret=True)
+
+    def make(contents: Sequence[bytes]) -> Sealer:
+        keys: dict[bytes, Key] = {}
+        for number, line in enumerate(contents[0].splitlines(), 1):
+            try:
+                _add(line, keys)
+            except ValueError as error:
+                raise file.error(f"line {number}: {error}") from None
+        if not keys:
+            raise file.error("holds no key: KEYID BASE64 on a line")
+        return Sealer(list(keys.values()))
+
+    return Recipe("seal_keys", [file], make)
 
 
 def _add(line: bytes, keys: dict[bytes, Key]) -> None:

@@ -38,7 +38,6 @@ from unrolled_server.models import Models
 from unrolled_server.repository import load_models
 from unrolled_server.runner import RunnerConfig, check_device
 from unrolled_server.running import AnyRunner
-from unrolled_server.sealing import read_key_file
 from unrolled_server.services import CompletionService, ModelService, SessionService
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Sessions
@@ -85,11 +84,10 @@ async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way.
 
     Raises DeviceError where the device is not there, BindError where a port is taken,
-    FileError, KeyFileError, StoreOpenError, FailpointSyntaxError.
+    FileError, StoreOpenError, FailpointSyntaxError.
     """
     check_device(config.device)
     failpoints.arm(os.environ)
-    sealer = None if config.seal_key_file is None else read_key_file(config.seal_key_file)
     access = Access(config)
     stopping = _stop_signal()
     models = _load(config)
@@ -101,7 +99,7 @@ async def serve(config: Config) -> None:
     registry = server_registry(models, sessions, config.max_rows, config.max_waiting)
     checks = health.HealthServicer()
     interceptor = CallInterceptor(RpcMetrics(registry), access.keys)
-    server = _server(config, turns, Snapshots(sessions, models, sealer), interceptor, checks)
+    server = _server(config, turns, Snapshots(sessions, models, access.sealer), interceptor, checks)
     port = _bind(server, access, config.host, config.port)
     metrics = _serve_metrics(config, registry)
     await server.start()

@@ -51,9 +51,10 @@ class Snapshots:
         self,
         sessions: SessionKeeper,
         models: Models,
-        sealer: Sealer | None,
+        sealer: Callable[[], Sealer | None],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`sealer`: the one that has the keys of now."""
         self._sessions = sessions
         self._models = models
         self._sealer = sealer
@@ -90,9 +91,10 @@ class Snapshots:
         return await self._sessions.restore(model, snapshot.past, snapshot.seed, idle_ttl)
 
     def _needed_sealer(self) -> Sealer:
-        if self._sealer is None:
+        sealer = self._sealer()
+        if sealer is None:
             raise SnapshotsDisabled
-        return self._sealer
+        return sealer
 
     def _opened(self, sealer: Sealer, sealed: bytes) -> Snapshot:
         """What a snapshot says that may be imported now. Raises InvalidField."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from support.calls import SECONDS, Refusal, Stubs, connected, refused
 from support.checkpoints import read_manifest
 from support.lone import LoneSession
+from support.metrics import Metrics
 from support.models import Repository, export
 from support.sealed import Forged, key_file, mutations
 from support.server import RunningServer, running_server
@@ -311,3 +312,27 @@ def test_products_in_bytes_need_hidden_states_within_1(
 def test_a_state_is_finite(elsewhere: Path, second: Place, model: str, number: float) -> None:
     for wrong in (states(number, 0.0), states(0.0, number)):
         assert second.refusal(forged(elsewhere, model, wrong)) == second.refusal(b"")
+
+
+def test_keys_are_rotated_while_the_server_runs(repository: Repository, tmp_path: Path) -> None:
+    keys = key_file(tmp_path / "keys", "a")
+    flags = ("--seal-key-file", str(keys))
+    with (
+        running_server(repository.path, *flags) as running,
+        connected(running.address) as stubs,
+    ):
+        here, metrics = Place(running.address, stubs), Metrics(running.metrics_url)
+        name = stubs.create("lstm")
+        old = here.export(name).snapshot
+
+        key_file(keys, "b", "a")
+        metrics.wait_for("unrolled_file_reloads_total", 1, files="seal_keys", result="good")
+        new = here.export(name).snapshot
+        assert here.take(old).position == here.take(new).position == 0
+
+        key_file(keys, "b")
+        metrics.wait_for("unrolled_file_reloads_total", 2, files="seal_keys", result="good")
+        assert here.refusal(old).metadata["field"] == "snapshot"
+        keys.write_text("b\n")
+        metrics.wait_for("unrolled_files_good", 0, files="seal_keys")
+        assert here.take(new).position == 0

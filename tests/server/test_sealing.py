@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sealed import SECRETS, key_file, opened_by_hand, sealed_by_hand
-from unrolled_server.sealing import OVERHEAD, BrokenSeal, Key, KeyFileError, Sealer, read_key_file
+from unrolled_server.files import FileError
+from unrolled_server.sealing import OVERHEAD, BrokenSeal, Key, Sealer, sealer_recipe
 
 GOOD = base64.b64encode(SECRETS["a"]).decode()
 OTHER = base64.b64encode(SECRETS["b"]).decode()
@@ -22,6 +23,11 @@ FORM = b"a form\n"
 
 def keys(*ids: str) -> Sealer:
     return Sealer([Key(name.encode(), SECRETS[name]) for name in ids])
+
+
+def read_sealer(path: Path) -> Sealer:
+    """The keys of a file."""
+    return sealer_recipe(path).read().value
 
 
 def opens(sealer: Sealer, message: bytes, form: bytes = FORM) -> bool:
@@ -87,7 +93,7 @@ def test_whatever_else_comes_is_refused(message: bytes) -> None:
 def test_the_longest_name_makes_the_longest_message(tmp_path: Path) -> None:
     file = key_file(tmp_path / "keys")
     file.write_text(f"{'k' * 32} {GOOD}")
-    message = read_key_file(file).seal(FORM, b"body")
+    message = read_sealer(file).seal(FORM, b"body")
     assert len(message) == len(FORM) + len(b"body") + OVERHEAD
 
 
@@ -99,7 +105,7 @@ def test_a_file_of_keys(tmp_path: Path, end: str) -> None:
     file = key_file(tmp_path / "keys")
     lines = ["# since May", "", f"  a\t{GOOD}  ", "   # until May", f"b {OTHER}"]
     file.write_bytes(end.join(lines).encode())
-    sealer = read_key_file(file)
+    sealer = read_sealer(file)
     assert opened_by_hand(FORM, sealer.seal(FORM, b"body")) == b"body"
     assert sealer.seal(FORM, b"").startswith(FORM + b"\1a")
     assert sealer.open(FORM, sealed_by_hand(FORM, "b", b"older")) == b"older"
@@ -130,10 +136,10 @@ def test_an_error_names_file_and_line_and_no_secret(
 ) -> None:
     file = key_file(tmp_path / "keys")
     file.write_text(text)
-    with pytest.raises(KeyFileError) as caught:
-        read_key_file(file)
+    with pytest.raises(FileError) as caught:
+        read_sealer(file)
     message = str(caught.value)
-    assert message.startswith(f"{file}: line {line}: ")
+    assert message.startswith(f"--seal-key-file {file}: line {line}: ")
     assert problem in message
     assert not any(secret[:8] in message for secret in (GOOD, OTHER, SHORT, LONG))
 
@@ -142,28 +148,28 @@ def test_an_error_names_file_and_line_and_no_secret(
 def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
     file = key_file(tmp_path / "keys")
     file.write_text(text)
-    with pytest.raises(KeyFileError, match=f"^{file}: holds no key"):
-        read_key_file(file)
+    with pytest.raises(FileError, match=f"^--seal-key-file {file}: holds no key"):
+        read_sealer(file)
 
 
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o646])
 def test_a_file_for_everybody_is_refused(tmp_path: Path, mode: int) -> None:
     file = key_file(tmp_path / "keys", "a")
     file.chmod(mode)
-    with pytest.raises(KeyFileError, match=f"^{file}: other users .*chmod"):
-        read_key_file(file)
+    with pytest.raises(FileError, match=f"^--seal-key-file {file}: other users .*chmod"):
+        read_sealer(file)
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o660])
 def test_a_file_for_owner_and_group_is_read(tmp_path: Path, mode: int) -> None:
     file = key_file(tmp_path / "keys", "a")
     file.chmod(mode)
-    assert opens(read_key_file(file), sealed_by_hand(FORM, "a", b"body"))
+    assert opens(read_sealer(file), sealed_by_hand(FORM, "a", b"body"))
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KeyFileError, match=f"^{tmp_path / 'keys'}: No such file"):
-        read_key_file(tmp_path / "keys")
+    with pytest.raises(FileError, match=f"^--seal-key-file {tmp_path / 'keys'}: No such file"):
+        read_sealer(tmp_path / "keys")
 
 
 def test_a_secret_does_not_show() -> None:
@@ -176,7 +182,7 @@ def test_a_key_of_openssl_is_a_key(tmp_path: Path) -> None:
     file = tmp_path / "seal.keys"
     command = f'umask 077; echo "$(date +%F) $(openssl rand -base64 32)" > {file}'
     subprocess.run(["bash", "-c", command], check=True, timeout=60)
-    sealer = read_key_file(file)
+    sealer = read_sealer(file)
     assert sealer.open(FORM, sealer.seal(FORM, b"body")) == b"body"
 
 
@@ -191,4 +197,7 @@ def test_a_server_does_not_start_with_a_bad_file(tmp_path: Path) -> None:
         timeout=60,
     )
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == f"unrolled-server: {file}: line 1: the key has 31 bytes, not 32\n"
+    assert (
+        ended.stderr
+        == f"unrolled-server: --seal-key-file {file}: line 1: the key has 31 bytes, not 32\n"
+    )

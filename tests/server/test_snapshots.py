@@ -78,7 +78,7 @@ class AtOnce:
     def __init__(
         self, sessions: Sessions, models: Models, sealer: Sealer | None, clock: Clock
     ) -> None:
-        self._snapshots = Snapshots(SessionKeeper(sessions), models, sealer, clock)
+        self._snapshots = Snapshots(SessionKeeper(sessions), models, lambda: sealer, clock)
 
     def export(self, name: str, ttl: float | None) -> Export:
         return at_once(self._snapshots.export(name, ttl))
