@@ -34,7 +34,7 @@ class Engine:
             lane.start()
 
     def submit(self, turn: Turn) -> None:
-        """Hand a turn over to a lane, where it stays."""
+        """Hand a turn over to a lane, where it stays unless another has a place first."""
         counts = [lane.turns for lane in self._lanes]
         free = next((place for place, count in enumerate(counts) if count < FULL), None)
         self._lanes[counts.index(min(counts)) if free is None else free].submit(turn)

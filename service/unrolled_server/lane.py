@@ -21,7 +21,7 @@ from unrolled_server.batch import WINDOW, Batch
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
 from unrolled_server.running import AnyRunner
-from unrolled_server.scheduler import Pace, Scheduler
+from unrolled_server.scheduler import Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import Turn
 from unrolled_server.types import Delta, Ending, Floats, Tokens
@@ -83,7 +83,7 @@ class Lane:
         self._closing = False
         self._nudged = False
         self.siblings: Sequence[Lane] = (self,)
-        """The lanes of its engine, which share the rate of messages."""
+        """The lanes of its engine, which share the rate of messages and the turns that wait."""
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
 
     def start(self) -> None:
@@ -112,7 +112,7 @@ class Lane:
 
     def _run(self) -> None:
         while not self._closing:
-            if self._scheduler.is_idle:
+            if self._scheduler.is_idle and not any(self._elsewhere()):
                 self._take_mail(self._mail.get())
             self.step()
 
@@ -156,7 +156,7 @@ class Lane:
 
     def _admit(self, turn: Turn) -> None:
         try:
-            self._scheduler.add(Row(turn, self._vocabulary))
+            self._scheduler.waiting.add(Row(turn, self._vocabulary))
         except Exception:
             logger.exception("turn_refused")
             self._outbox.append((turn, EngineFailure("the turn could not begin")))
@@ -167,13 +167,26 @@ class Lane:
         scheduler = self._scheduler
         if self._nudged:
             self._nudged = False
-            scheduler.drop_cancelled()
+            scheduler.waiting.drop_cancelled()
             self._look_at_flags(range(self._batch.size))
         scheduler.unpark()
-        while (row := scheduler.next_joining()) is not None:
+        elsewhere = self._elsewhere()
+        while (row := scheduler.next_joining(elsewhere)) is not None:
             self._join(row)
+        if scheduler.waiting:
+            self._wake_idle()
         self._runner.filtered[...] = self._batch.filters()
         self._runner.wants_logprobs[...] = self._batch.wants_logprobs()
+
+    def _elsewhere(self) -> list[Waiting]:
+        """Where turns of the same model wait for a place in other lanes."""
+        return [lane._scheduler.waiting for lane in self.siblings if lane is not self]
+
+    def _wake_idle(self) -> None:
+        """Have lanes that sleep for want of turns see that some wait here."""
+        for lane in self.siblings:
+            if not lane.turns:
+                lane.nudge()
 
     def _join(self, row: Row) -> None:
         """Give a row the last place, unless it has nothing to do."""

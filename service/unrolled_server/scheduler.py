@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from threading import Lock
 
 from unrolled_server.row import Row
 from unrolled_server.types import MAX_STEPS
@@ -14,6 +16,37 @@ MAX_UNREAD = 1024
 """Tokens a reader may be behind before its row, where it draws, leaves the batch."""
 
 
+class Waiting:
+    """Rows that wait for a place, in order; any lane may take the first."""
+
+    def __init__(self) -> None:
+        self._rows: deque[Row] = deque()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: Row) -> None:
+        """Put a row at the end."""
+        with self._lock:
+            self._rows.append(row)
+
+    def add_first(self, row: Row) -> None:
+        """Put a row before all others."""
+        with self._lock:
+            self._rows.appendleft(row)
+
+    def take(self) -> Row | None:
+        """The first row, which waits here no more; None where none does."""
+        with self._lock:
+            return self._rows.popleft() if self._rows else None
+
+    def drop_cancelled(self) -> None:
+        """Forget the rows whose turns are over: they need no place to end."""
+        with self._lock:
+            self._rows = deque(row for row in self._rows if not row.turn.cancelled)
+
+
 class Scheduler:
     """Owns the order of rows: waiting, active (a dense prefix of places), parked."""
 
@@ -21,7 +54,7 @@ class Scheduler:
         self.capacity = capacity
         self.active: list[Row] = []
         """Rows in the batch; a row's index is its place."""
-        self.waiting: deque[Row] = deque()
+        self.waiting = Waiting()
         self.parked: list[Row] = []
         """Rows whose readers are behind."""
 
@@ -30,21 +63,24 @@ class Scheduler:
         """Whether there is nothing to run; parked rows wait for a nudge."""
         return not self.active and not self.waiting
 
-    def add(self, row: Row) -> None:
-        """Put a row at the end of those that wait for a place."""
-        self.waiting.append(row)
+    @property
+    def is_full(self) -> bool:
+        """Whether all places are taken."""
+        return len(self.active) == self.capacity
 
-    def drop_cancelled(self) -> None:
-        """Forget the waiting rows whose turns are over: they need no place to end."""
-        self.waiting = deque(row for row in self.waiting if not row.turn.cancelled)
+    def next_joining(self, others: Iterable[Waiting] = ()) -> Row | None:
+        """The row that takes the next free place, of its own or else of others that wait.
 
-    def next_joining(self) -> Row | None:
-        """The row that takes the next free place; None where there is no row or no place."""
-        if len(self.active) == self.capacity or not self.waiting:
+        None where there is no row or no place.
+        """
+        if self.is_full:
             return None
-        row = self.waiting.popleft()
-        self.active.append(row)
-        return row
+        for waiting in (self.waiting, *others):
+            # Most are empty, and looking costs less than taking.
+            if waiting and (row := waiting.take()) is not None:
+                self.active.append(row)
+                return row
+        return None
 
     def leave(self, place: int) -> None:
         """Free a place; the row at the last place moves there."""
@@ -71,9 +107,9 @@ class Scheduler:
             if row.turn.cancelled:
                 continue
             if row.turn.stopping:
-                self.waiting.appendleft(row)
+                self.waiting.add_first(row)
             elif 2 * row.unread <= MAX_UNREAD:
-                self.waiting.append(row)
+                self.waiting.add(row)
             else:
                 still.append(row)
                 continue

@@ -142,8 +142,13 @@ def _load(config: Config) -> Models:
     loop = asyncio.get_running_loop()
 
     def start_engine(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
-        rows = -(-config.max_rows // len(runners))
-        engine = Engine([Lane(label, each, vocabulary, rows, delivery, loop) for each in runners])
+        rows, more = divmod(config.max_rows, len(runners))
+        engine = Engine(
+            [
+                Lane(label, runner, vocabulary, rows + (place < more), delivery, loop)
+                for place, runner in enumerate(runners)
+            ]
+        )
         engine.start()
         return engine
 

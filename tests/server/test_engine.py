@@ -175,7 +175,7 @@ async def test_few_turns_stay_in_one_lane(runner: UnsteadyRunner) -> None:
     loop, other = asyncio.get_running_loop(), runner.another()
     lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in (runner, other)]
     engine = Engine(lanes)
-    turns = [turn(seed, 5) for seed in range(FULL)]
+    turns = [turn(seed, 5) for seed in range(ROWS)]
     for each in turns:
         engine.submit(each)
     engine.start()
@@ -183,6 +183,34 @@ async def test_few_turns_stay_in_one_lane(runner: UnsteadyRunner) -> None:
         await finish(each)
     engine.close()
     assert not other.runs
+
+
+async def test_turns_that_wait_in_one_lane_run_in_another_that_has_a_place(
+    repository: Repository, runner: UnsteadyRunner
+) -> None:
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    loop, runners = asyncio.get_running_loop(), [runner, runner.another()]
+    lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners]
+    engine = Engine(lanes)
+    engine.start()
+    endless = [turn(seed, 10**9) for seed in range(ROWS)]
+    for each in endless:
+        # As if it had a reader: it is not to give up its place.
+        each.taken = 10**9
+        lanes[0].submit(each)
+    for each in endless:
+        await each.next()
+    # The other lane sleeps by now; these would wait for ever for one of the endless to end.
+    behind = [turn(seed, 12) for seed in range(20, 20 + 3 * ROWS)]
+    for each in behind:
+        lanes[0].submit(each)
+    async with asyncio.timeout(SECONDS):
+        for seed, each in enumerate(behind, 20):
+            assert (await finish(each))[0] == lone_draws(repository, seed, 12)
+    for each in endless:
+        each.cancelled = True
+    engine.nudge()
+    engine.close()
 
 
 @pytest.mark.parametrize(
