@@ -101,9 +101,13 @@ class Client:
         request = requests.score(text, model, session, logprobs)
         return self._connection.unary(self._connection.completions.Score, request, timeout)
 
-    def converse(self, *, timeout: float | None = None) -> Conversation:
-        """A conversation: commands to one session, and the events they cause."""
-        return Conversation(self._connection, timeout)
+    def converse(self, *, session: str | None = None, timeout: float | None = None) -> Conversation:
+        """A conversation: commands to one session, and the events they cause.
+
+        `session`: the existing one that `open` is going to name, for proxies before several
+        servers: the call itself has to say where it goes.
+        """
+        return Conversation(self._connection, session or "", timeout)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
         """Every model served, failed ones included."""
@@ -246,9 +250,15 @@ class AsyncClient:
         request = requests.score(text, model, session, logprobs)
         return await self._connection.unary(self._connection.completions.Score, request, timeout)
 
-    def converse(self, *, timeout: float | None = None) -> AsyncConversation:
-        """A conversation: commands to one session, and the events they cause."""
-        return AsyncConversation(self._connection, timeout)
+    def converse(
+        self, *, session: str | None = None, timeout: float | None = None
+    ) -> AsyncConversation:
+        """A conversation: commands to one session, and the events they cause.
+
+        `session`: the existing one that `open` is going to name, for proxies before several
+        servers: the call itself has to say where it goes.
+        """
+        return AsyncConversation(self._connection, session or "", timeout)
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
         """Every model served, failed ones included."""

@@ -19,6 +19,7 @@ from unrolled.retrying import (
     reads_repeated,
     turns_repeated,
 )
+from unrolled.routing import Metadata, routing, session_of
 from unrolled.security import Security
 from unrolled.v1.completion_pb2 import CompleteRequest, CompleteResponse, Outcome
 from unrolled.v1.completion_pb2_grpc import CompletionServiceStub
@@ -72,7 +73,7 @@ class Connection:
         # The same connection in plain text; with TLS gRPC makes another at the first such turn.
         self._repeating = channel(turns_repeated())
         self.timeout = timeout
-        self.metadata = tuple(security.metadata)
+        self._metadata = tuple(security.metadata)
         self.completions = CompletionServiceStub(self.channel)
         self._repeated = CompletionServiceStub(self._repeating)
         self.sessions = SessionServiceStub(self.channel)
@@ -85,7 +86,11 @@ class Connection:
         timeout: float | None,
     ) -> _Answer:
         with translated():
-            return method(request, timeout=deadline(timeout, self.timeout), metadata=self.metadata)
+            return method(
+                request,
+                timeout=deadline(timeout, self.timeout),
+                metadata=self.metadata(session_of(request)),
+            )
 
     def complete(self, request: CompleteRequest, timeout: float | None) -> CompleteResponse:
         return self.unary(self._turns(request).Complete, request, timeout)
@@ -97,9 +102,15 @@ class Connection:
         on_outcome: Callable[[Outcome], None] | None = None,
     ) -> CompletionStream:
         call = self._turns(request).StreamComplete(
-            request, timeout=deadline(timeout, self.timeout), metadata=self.metadata
+            request,
+            timeout=deadline(timeout, self.timeout),
+            metadata=self.metadata(session_of(request)),
         )
         return CompletionStream(call, on_outcome)
+
+    def metadata(self, session: str) -> Metadata:
+        """What goes with a call on this session; empty: on none."""
+        return (*self._metadata, *routing(session))
 
     def close(self) -> None:
         self._repeating.close()
@@ -129,7 +140,7 @@ class AsyncConnection:
         # The same connection in plain text; with TLS gRPC makes another at the first such turn.
         self._repeating = channel(turns_repeated())
         self.timeout = timeout
-        self.metadata = tuple(security.metadata)
+        self._metadata = tuple(security.metadata)
         self.completions = cast("CompletionServiceAsyncStub", CompletionServiceStub(self.channel))
         self._repeated = cast("CompletionServiceAsyncStub", CompletionServiceStub(self._repeating))
         self.sessions = cast("SessionServiceAsyncStub", SessionServiceStub(self.channel))
@@ -143,7 +154,9 @@ class AsyncConnection:
     ) -> _Answer:
         with translated():
             return await method(
-                request, timeout=deadline(timeout, self.timeout), metadata=self.metadata
+                request,
+                timeout=deadline(timeout, self.timeout),
+                metadata=self.metadata(session_of(request)),
             )
 
     async def complete(self, request: CompleteRequest, timeout: float | None) -> CompleteResponse:
@@ -156,9 +169,15 @@ class AsyncConnection:
         on_outcome: Callable[[Outcome], None] | None = None,
     ) -> AsyncCompletionStream:
         call = self._turns(request).StreamComplete(
-            request, timeout=deadline(timeout, self.timeout), metadata=self.metadata
+            request,
+            timeout=deadline(timeout, self.timeout),
+            metadata=self.metadata(session_of(request)),
         )
         return AsyncCompletionStream(call, on_outcome)
+
+    def metadata(self, session: str) -> Metadata:
+        """What goes with a call on this session; empty: on none."""
+        return (*self._metadata, *routing(session))
 
     async def close(self) -> None:
         await self._repeating.close()

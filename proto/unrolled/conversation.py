@@ -31,14 +31,14 @@ class Conversation:
     Leaving `with` gives up what is not answered yet: `close` and iterate to the end to have it.
     """
 
-    def __init__(self, connection: Connection, timeout: float | None) -> None:
+    def __init__(self, connection: Connection, session: str, timeout: float | None) -> None:
         self._ids = itertools.count(1)
         # SimpleQueue.put is reentrant, which a signal handler needs.
         self._commands: SimpleQueue[ConverseRequest | None] = SimpleQueue()
         self._closed = False
         sent: Iterator[ConverseRequest] = iter(self._commands.get, None)
         self._call = connection.completions.Converse(
-            sent, timeout=deadline(timeout), metadata=connection.metadata
+            sent, timeout=deadline(timeout), metadata=connection.metadata(session)
         )
         self._call.add_callback(functools.partial(self._commands.put, None))
 
@@ -116,13 +116,13 @@ class AsyncConversation:
     A command is sent when its method returns. Tasks may give commands and iterate side by side.
     """
 
-    def __init__(self, connection: AsyncConnection, timeout: float | None) -> None:
+    def __init__(self, connection: AsyncConnection, session: str, timeout: float | None) -> None:
         self._ids = itertools.count(1)
         self._closed = False
         # gRPC takes one message of a call at a time.
         self._sending = asyncio.Lock()
         self._call = connection.completions.Converse(
-            timeout=deadline(timeout), metadata=connection.metadata
+            timeout=deadline(timeout), metadata=connection.metadata(session)
         )
 
     async def open(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -97,6 +97,8 @@ class FakeService(CompletionServiceServicer, SessionServiceServicer, ModelServic
         self.received: list[Message] = []
         # Seconds left to each call when it arrived; ages where it had no deadline.
         self.deadlines: list[float] = []
+        # Each call and the session that its metadata names.
+        self.routes: list[tuple[str, str | None]] = []
         self.models = [model()]
         self.sessions: dict[str, Session] = {}
         self._numbers = itertools.count(1)
@@ -333,11 +335,24 @@ class FakeService(CompletionServiceServicer, SessionServiceServicer, ModelServic
         return self.sessions[name]
 
 
+class _Routes(grpc.ServerInterceptor):
+    def __init__(self, fake: FakeService) -> None:
+        self._fake = fake
+
+    def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Any], details: Any
+    ) -> Any:
+        method = details.method.rpartition("/")[2]
+        sent = [value for key, value in details.invocation_metadata if key == "unrolled-session"]
+        self._fake.routes.append((method, sent[0] if sent else None))
+        return continuation(details)
+
+
 @contextmanager
 def served(credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeService]:
     """A fake service on a port of its own; without credentials it speaks plain text."""
     fake = FakeService()
-    server = grpc.server(ThreadPoolExecutor(max_workers=8))
+    server = grpc.server(ThreadPoolExecutor(max_workers=8), interceptors=[_Routes(fake)])
     add_CompletionServiceServicer_to_server(fake, server)
     add_ModelServiceServicer_to_server(fake, server)
     add_SessionServiceServicer_to_server(fake, server)

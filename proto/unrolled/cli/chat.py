@@ -120,7 +120,7 @@ class Chat:
                 session.delete()
 
     def _turn(self, line: str) -> None:
-        with self._client.converse() as conversation:
+        with self._client.converse(session=self.session.name) as conversation:
             commands = {
                 conversation.open(session=self.session.name),
                 conversation.complete(line + self._newline, **self._options),
