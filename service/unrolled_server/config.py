@@ -166,6 +166,9 @@ class Config:
         _count, "500", "messages a second of a model's streams together; many wait longer"
     )
     write_timeout: float = _flag(_some_time, "30s", "how long a stream may stay unread")
+    drain_timeout: float = _flag(
+        _seconds, "30s", "how long turns under way may take to end once the server is told to"
+    )
     log_level: str = _flag(
         _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
     )

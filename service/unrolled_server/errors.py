@@ -192,8 +192,8 @@ class Draining(ServerError):
     reason = "DRAINING"
     retry_after = 1.0
 
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down and takes no new turns")
+    def __init__(self, consequence: str = "takes no new turns") -> None:
+        super().__init__(f"the server is shutting down and {consequence}")
 
 
 class SnapshotsDisabled(ServerError):

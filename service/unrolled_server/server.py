@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +42,7 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Sessions
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.sqlite_store import SqliteStore
+from unrolled_server.stopping import StopSignals
 from unrolled_server.store import StoreOpenError
 from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.turns import TurnLimits, Turns
@@ -81,7 +81,7 @@ class BindError(Exception):
 
 
 async def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is under way.
+    """Serve until SIGTERM or SIGINT, then finish what is under way; a second one ends that.
 
     Raises DeviceError where the device is not there, BindError where a port is taken,
     FileError, StoreOpenError, FailpointSyntaxError.
@@ -89,7 +89,7 @@ async def serve(config: Config) -> None:
     check_device(config.device)
     failpoints.arm(os.environ)
     access = Access(config)
-    stopping = _stop_signal()
+    stop = StopSignals()
     models = _load(config)
     sessions = _keeper(config, models)
     limits = TurnLimits(
@@ -123,11 +123,12 @@ async def serve(config: Config) -> None:
         asyncio.create_task(work)
         for work in (_expire(sessions), *(each.follow() for each in reloaders))
     ]
-    await stopping.wait()
+    await stop.asked.wait()
     log_event(logger, logging.INFO, "draining")
     await _set_health(checks, False)
-    await turns.drain()
-    await server.stop(LAST_WRITES_SECONDS)
+    if cut_short := await turns.drain(config.drain_timeout, stop.at_once):
+        log_event(logger, logging.WARNING, "turns_cut_short", turns=cut_short)
+    await _end_calls(server, stop.at_once)
     for task in tasks:
         task.cancel()
     await _close(sessions)
@@ -234,12 +235,14 @@ def _serve_metrics(config: Config, registry: CollectorRegistry) -> MetricsEndpoi
         raise BindError(f"--metrics-port {config.metrics_port}: {error.strerror}") from error
 
 
-def _stop_signal() -> asyncio.Event:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    return stopping
+async def _end_calls(server: grpc.aio.Server, at_once: asyncio.Event) -> None:
+    ending = asyncio.create_task(server.stop(LAST_WRITES_SECONDS))
+    hurrying = asyncio.create_task(at_once.wait())
+    await asyncio.wait({ending, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+    hurrying.cancel()
+    if not ending.done():
+        await server.stop(None)
+    await ending
 
 
 async def _set_health(checks: health.HealthServicer, serving: bool) -> None:

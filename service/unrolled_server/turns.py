@@ -103,12 +103,16 @@ class ActiveTurn:
         self._turn.stopping = True
         self.model.engine.nudge()
 
+    def cut_short(self) -> None:
+        """Fail the turn, unless it has come to its end: the server waits no longer."""
+        self._turn.receive(Draining("waits for this turn no longer; it has left no trace"))
+
     async def __aenter__(self) -> ActiveTurn:
         if self._session is not None:
             self._turns.sessions.memory.hold(self._session, self._end_with_session)
         if self._read is not None:
             self._turns.sessions.touch(self._read)
-        self._turns.count(self.model, 1)
+        self._turns.entered(self)
         self.model.engine.submit(self._turn)
         return self
 
@@ -118,7 +122,7 @@ class ActiveTurn:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._turns.count(self.model, -1)
+        self._turns.left(self)
         if self._session is not None:
             self._turns.sessions.release(self._session)
         if self._outcome is None:
@@ -159,23 +163,39 @@ class Turns:
         self.models = models
         self.sessions = sessions
         self._limits = limits
-        self._under_way: Counter[ServedModel] = Counter()
+        self._under_way: set[ActiveTurn] = set()
+        self._of_model: Counter[ServedModel] = Counter()
         self.draining = asyncio.Event()
         """Set once no more turns are taken."""
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def drain(self) -> None:
-        """Take no more turns; returns once none is under way."""
-        self.draining.set()
-        await self._idle.wait()
+    async def drain(self, seconds: float, at_once: asyncio.Event) -> int:
+        """Take no more turns, and let those under way end; how many did not.
 
-    def count(self, model: ServedModel, change: int) -> None:
-        """A turn has begun (1) or ended (-1)."""
-        self._under_way[model] += change
-        if self._under_way.total():
-            self._idle.clear()
-        else:
+        They have `seconds`, or until `at_once` is set. The rest fail then, without a trace, but for
+        those whose commit has begun.
+        """
+        self.draining.set()
+        waits = {asyncio.create_task(event.wait()) for event in (self._idle, at_once)}
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        for turn in self._under_way:
+            turn.cut_short()
+        return len(self._under_way)
+
+    def entered(self, turn: ActiveTurn) -> None:
+        """A turn has begun."""
+        self._under_way.add(turn)
+        self._of_model[turn.model] += 1
+        self._idle.clear()
+
+    def left(self, turn: ActiveTurn) -> None:
+        """A turn has ended, one way or the other."""
+        self._under_way.remove(turn)
+        self._of_model[turn.model] -= 1
+        if not self._under_way:
             self._idle.set()
 
     async def answered(self, request: TurnRequest) -> Answer | None:
@@ -199,7 +219,7 @@ class Turns:
         model, session = await self._resolve(request)
         if self.draining.is_set():
             raise Draining
-        if self._under_way[model] >= self._limits.turns_per_model:
+        if self._of_model[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
         start = FRESH if session is None else self.sessions.memory.checkpoint(session)
         task = self._task(request, model, session, start)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from support.programs import program
 from unrolled_server.config import Config, parse_config
+from unrolled_server.server import LAST_WRITES_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -115,6 +116,12 @@ def test_compose_knows_its_volumes_services_and_targets() -> None:
     for build in (services["server"]["build"], gpu["build"]):
         assert build["target"] in stages()
     assert (DEPLOY / services["server"]["build"]["context"]).samefile(ROOT)
+
+
+def test_turns_have_their_time_to_finish() -> None:
+    seconds = COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s")
+    patience = parse_config(["--models", "."], {}).drain_timeout
+    assert int(seconds) >= patience + LAST_WRITES_SECONDS + 5
 
 
 def test_prometheus_scrapes_the_service_at_its_port() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.programs import program
-from unrolled_server.config import Config
+from unrolled_server.config import Config, parse_config
+from unrolled_server.server import LAST_WRITES_SECONDS
 
 UNIT = Path(__file__).parents[2] / "deploy" / "unrolled.service"
 EXPOSURE = 20
@@ -46,6 +47,12 @@ def test_systemd_notices_what_it_does_not_know(unit: Path) -> None:
 def test_it_is_exposed_to_little(unit: Path) -> None:
     done = analyze("security", "--offline=yes", f"--threshold={EXPOSURE}", "--no-pager", unit)
     assert done.returncode == 0, done.stdout[-200:]
+
+
+def test_turns_have_their_time_to_finish() -> None:
+    (seconds,) = re.findall(r"(?m)^TimeoutStopSec=(\d+)s$", UNIT.read_text())
+    patience = parse_config(["--models", "."], {}).drain_timeout
+    assert int(seconds) >= patience + LAST_WRITES_SECONDS + 5
 
 
 def test_its_settings_are_settings_of_the_server() -> None:

@@ -39,6 +39,7 @@ DEFAULTS = {
     "flush_interval": 0.02,
     "flush_rate": 500,
     "write_timeout": 30.0,
+    "drain_timeout": 30.0,
     "log_level": "info",
     "log_format": "text",
 }
@@ -72,6 +73,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("flush_interval", "1.5s", 1.5),
     ("write_timeout", "250ms", 0.25),
     ("write_timeout", "0.5h", 1800.0),
+    ("drain_timeout", "0", 0.0),
+    ("drain_timeout", "2m", 120.0),
     *(("log_level", level, level) for level in ("debug", "info", "warning", "error")),
     *(("log_format", form, form) for form in ("text", "json")),
 ]

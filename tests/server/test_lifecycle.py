@@ -9,11 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import pytest
@@ -29,6 +29,7 @@ from support.calls import (
     Refusal,
     connected,
     refusal_of,
+    refusal_of_status,
     refused,
     unread_turn,
 )
@@ -197,10 +198,76 @@ def test_an_idle_server_ends_at_a_signal(repository: Repository, number: signal.
     assert events == ["draining", "stopped"]
 
 
-def test_a_second_signal_changes_nothing(repository: Repository) -> None:
-    with draining(repository) as (server, call):
+ENDLESS = 2_000_000_000
+"""Tokens of a turn that does not end by itself within any test."""
+
+Shorten: TypeAlias = Callable[[RunningServer], None]
+
+
+def wait_out(server: RunningServer) -> None:
+    """The server's patience comes to its end."""
+
+
+def ask_again(server: RunningServer) -> None:
+    """A second signal."""
+    server.process.terminate()
+
+
+@pytest.mark.parametrize(("patience", "shorten"), [("200ms", wait_out), ("1h", ask_again)])
+def test_a_turn_that_does_not_end_in_time_leaves_no_trace(
+    repository: Repository, tmp_path: Path, patience: str, shorten: Shorten
+) -> None:
+    store = ("--store", f"sqlite:{tmp_path / 'sessions.db'}")
+    flags = (*store, "--drain-timeout", patience, "--max-tokens", str(ENDLESS))
+    with running_server(repository.path, *flags) as server, connected(server.address) as stubs:
+        session = stubs.create("lstm")
+        stubs.tell(session, "abc")
+        request = CompleteRequest(session=session, prompt="a", max_tokens=ENDLESS)
+        events = stubs.completions.StreamComplete(request, timeout=SECONDS)
+        assert next(events).delta.text
         server.process.terminate()
-        assert rest_of(call)[-1].outcome.usage.completion_tokens == LONG
+        wait_for_event(server, "draining")
+        shorten(server)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(cast("Iterator[CompleteEvent]", events))
+        assert is_draining(refusal_of(caught.value))
+        _, log = server.process.communicate(timeout=SECONDS)
+    assert server.process.returncode == 0
+    assert fields_of(log.splitlines()[0])["turns"] == "1"
+    with running_server(repository.path, *store) as server, connected(server.address) as stubs:
+        assert stubs.position(session) == len("abc")
+
+
+def test_a_conversation_says_which_turn_was_cut_short(repository: Repository) -> None:
+    flags = ("--drain-timeout", "0", "--max-tokens", str(ENDLESS))
+    with running_server(repository.path, *flags) as server, connected(server.address) as stubs:
+        commands: SimpleQueue[ConverseRequest | None] = SimpleQueue()
+        commands.put(ConverseRequest(open=ConverseRequest.Open(model="lstm")))
+        complete = CompleteRequest(max_tokens=ENDLESS)
+        commands.put(ConverseRequest(command_id="endless", complete=complete))
+        call = stubs.completions.Converse(iter(commands.get, None), timeout=SECONDS)
+        events = cast("Iterator[ConverseResponse]", call)
+        assert next(events).opened.position == 0
+        assert next(events).delta.text
+        server.process.terminate()
+        read: list[ConverseResponse] = []
+        with pytest.raises(grpc.RpcError) as caught:
+            read_into(read, events)
+        commands.put(None)
+        assert server.process.wait(SECONDS) == 0
+    assert is_draining(refusal_of(caught.value))
+    assert read[-1].command_id == "endless"
+    assert is_draining(refusal_of_status(read[-1].error))
+
+
+def test_a_second_signal_does_not_wait_for_a_reader(repository: Repository) -> None:
+    with (
+        running_server(repository.path, "--drain-timeout", "1h") as server,
+        unread_turn(server.address, CompleteRequest(model="lstm", prompt="a")),
+    ):
+        server.process.terminate()
+        wait_for_event(server, "draining")
+        server.process.send_signal(signal.SIGINT)
         assert server.process.wait(SECONDS) == 0
 
 
@@ -329,6 +396,7 @@ def never_serves(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--log-level", "loud"), "--log-level"),
         (("--write-timeout", ""), "--write-timeout"),
         (("--write-timeout", "0"), "--write-timeout"),
+        (("--drain-timeout", "soon"), "--drain-timeout"),
     ],
     ids=str,
 )

@@ -1,0 +1,31 @@
+"""Signals that end the server."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """SIGTERM and SIGINT: the first asks the server to end, the second to do so at once.
+
+    A third has the effect that the system gives it. To be made in the running loop.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        """Set by the first: finish what is under way."""
+        self.at_once = asyncio.Event()
+        """Set by the second: wait for nothing."""
+        for number in NUMBERS:
+            asyncio.get_running_loop().add_signal_handler(number, self._receive)
+
+    def _receive(self) -> None:
+        if not self.asked.is_set():
+            self.asked.set()
+            return
+        self.at_once.set()
+        for number in NUMBERS:
+            asyncio.get_running_loop().remove_signal_handler(number)
