@@ -17,6 +17,7 @@ FILE = Path(__file__).parent / "grafana" / "unrolled.json"
 WIDTH = 24
 HERE = 'job="unrolled", instance=~"$instance"'
 FAULTS = ', code=~"INTERNAL|UNKNOWN|DATA_LOSS"'
+NO_STORE = "no store"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -29,10 +30,13 @@ class Panel:
     queries: tuple[tuple[str, str], ...]
     about: str
     kind: str = "timeseries"
-    width: int = 8
+    width: int = 6
     height: int = 7
     stacked: bool = False
     red_from: float | None = None
+    red_below: float | None = None
+    absent: str = ""
+    """What is shown in place of "No data", where that is how it should be."""
 
 
 @dataclass(frozen=True)
@@ -57,30 +61,38 @@ def quantiles(histogram: str, by: str = "model") -> tuple[tuple[str, str], ...]:
     )
 
 
-def gauge(name: str, by: str) -> str:
-    return f"sum by ({by}) ({name}{{{HERE}}})"
+def increase(counter: str, by: str) -> str:
+    """Events between one point of the drawing and the next, summed by a label."""
+    return f"sum by ({by}) (increase({counter}{{{HERE}}}[$__rate_interval]))"
 
 
-def share(part: str, whole: str) -> str:
-    """How much of a limit is used, by instance."""
-    return f"{gauge(part, 'instance')} / {gauge(whole, 'instance')}"
+def gauge(name: str, by: str, labels: str = "") -> str:
+    return f"sum by ({by}) ({name}{{{HERE}{labels}}})"
 
 
 def stat(title: str, unit: str, query: str, legend: str, about: str, **more: Any) -> Panel:
-    return Panel(title, unit, ((query, legend),), about, "stat", 4, 4, **more)
+    return Panel(title, unit, ((query, legend),), about, "stat", height=3, **more)
 
 
 QUESTIONS = (
     Question(
         "Is it up?",
         (
-            stat("Up", "none", f"up{{{HERE}}}", "{{instance}}", "1 where Prometheus gets metrics"),
+            stat(
+                "Up",
+                "none",
+                f"up{{{HERE}}}",
+                "{{instance}}",
+                "1 where Prometheus gets metrics",
+                red_below=1,
+            ),
             stat(
                 "Models ready",
                 "none",
                 f'sum by (instance) (unrolled_model_info{{{HERE}, status="ready"}})',
                 "{{instance}}",
                 "Models that take turns",
+                red_below=1,
             ),
             stat(
                 "Models by status",
@@ -109,6 +121,24 @@ QUESTIONS = (
                 rate("unrolled_rpc_started_total", "instance"),
                 "{{instance}}",
                 "Calls begun a second",
+            ),
+            stat(
+                "The certificate expires in",
+                "s",
+                f"unrolled_tls_certificate_expiry_timestamp_seconds{{{HERE}}} - time()",
+                "{{instance}}",
+                "Then no client talks to it any more; a renewed one is taken without a restart",
+                red_below=7 * 86400,
+                absent="no TLS",
+            ),
+            stat(
+                "Files in use are those on disk",
+                "none",
+                f"unrolled_files_good{{{HERE}}}",
+                "{{instance}} {{files}}",
+                "0: those on disk are bad, the last good ones are in use; the log says why",
+                red_below=1,
+                absent="none",
             ),
         ),
     ),
@@ -168,6 +198,20 @@ QUESTIONS = (
                 quantiles("unrolled_rpc_duration_seconds", "method")[1:],
                 "Turns take as long as they draw; other calls should take milliseconds",
             ),
+            Panel(
+                "Commits to the store",
+                "s",
+                quantiles("unrolled_commit_duration_seconds", "instance"),
+                "From a turn's end until it is in the store, and its outcome sent",
+                absent=NO_STORE,
+            ),
+            Panel(
+                "Turns committed a second",
+                "none",
+                ((rate("unrolled_commit_duration_seconds_count", "instance"), "{{instance}}"),),
+                "To the store; turns that end together share one flush of the disk",
+                absent=NO_STORE,
+            ),
         ),
     ),
     Question(
@@ -198,8 +242,14 @@ QUESTIONS = (
             Panel(
                 "Share of the sessions it may hold",
                 "percentunit",
-                ((share("unrolled_sessions", "unrolled_sessions_limit"), "{{instance}}"),),
-                "At 100 % new sessions are refused",
+                (
+                    (
+                        gauge("unrolled_sessions", "instance", ', tier="memory"')
+                        + f" / {gauge('unrolled_sessions_limit', 'instance')}",
+                        "{{instance}}",
+                    ),
+                ),
+                "In memory. At 100 % new ones are refused; with a store the oldest leave memory",
                 red_from=0.8,
             ),
             Panel(
@@ -223,6 +273,23 @@ QUESTIONS = (
                 "none",
                 ((rate("process_cpu_seconds_total", "instance"), "{{instance}}"),),
                 "CPU-seconds a second",
+            ),
+            Panel(
+                "Sessions that left memory a second",
+                "none",
+                ((rate("unrolled_evictions_total", "reason"), "{{reason}}"),),
+                "The store has them; each comes back with a read when it is asked for",
+                absent=NO_STORE,
+            ),
+            Panel(
+                "Disk",
+                "bytes",
+                (
+                    (gauge("unrolled_store_free_bytes", "instance"), "{{instance}} free"),
+                    (gauge("unrolled_store_size_bytes", "instance"), "{{instance}} store"),
+                ),
+                "What is left of the store's volume, and what the store takes",
+                absent=NO_STORE,
             ),
         ),
     ),
@@ -253,13 +320,7 @@ QUESTIONS = (
             Panel(
                 "Runs that failed",
                 "none",
-                (
-                    (
-                        f"sum by (model) (increase(unrolled_engine_failures_total{{{HERE}}}"
-                        "[$__rate_interval]))",
-                        "{{model}}",
-                    ),
-                ),
+                ((increase("unrolled_engine_failures_total", "model"), "{{model}}"),),
                 "Each fails the turns in its batch; sessions stay where they were",
             ),
             Panel(
@@ -267,14 +328,32 @@ QUESTIONS = (
                 "none",
                 ((rate("unrolled_sessions_ended_total", "reason"), "{{reason}}"),),
                 "Deleted by their owners, or idle for too long",
-                width=12,
+            ),
+            Panel(
+                "Failures of the store",
+                "none",
+                ((increase("unrolled_store_errors_total", "kind"), "{{kind}}"),),
+                "full: no room on the disk; unavailable: anything else. No turn was lost unawares",
+                absent=NO_STORE,
+            ),
+            Panel(
+                "Damaged records",
+                "none",
+                ((increase("unrolled_store_corrupt_records_total", "instance"), "{{instance}}"),),
+                "Sessions that were not read as they were written: DATA_LOSS to their callers",
+                absent=NO_STORE,
+            ),
+            Panel(
+                "Turns answered from the record, a second",
+                "none",
+                ((rate("unrolled_replays_total", "instance"), "{{instance}}"),),
+                "Repeated with a request_id after their answer was lost: the turn ran once",
             ),
             Panel(
                 "Starts",
                 "none",
                 ((f"changes(process_start_time_seconds{{{HERE}}}[1h])", "{{instance}}"),),
-                "Within the last hour; with each, the sessions in memory end",
-                width=12,
+                "Within the last hour; with each, sessions end that no store has",
             ),
         ),
     ),
@@ -341,11 +420,15 @@ def _drawing(panel: Panel) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     if panel.red_from is not None:
         steps.append({"color": "red", "value": panel.red_from})
+    if panel.red_below is not None:
+        steps = [{"color": "red", "value": None}, {"color": "green", "value": panel.red_below}]
     defaults: dict[str, Any] = {
         "unit": panel.unit,
         "min": 0,
         "thresholds": {"mode": "absolute", "steps": steps},
     }
+    if panel.absent:
+        defaults["noValue"] = panel.absent
     if panel.kind == "timeseries":
         defaults["custom"] = {
             "fillOpacity": 20 if panel.stacked else 0,

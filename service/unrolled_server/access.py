@@ -31,7 +31,7 @@ class Tls:
         """What keeps the credentials as the files are."""
 
         def note_expiry(identity: Identity) -> None:
-            metrics.certificate_expiry.set(identity.expires.timestamp())
+            metrics.use_until(identity.expires.timestamp())
 
         def use(identity: Identity) -> None:
             self.credentials.replace(identity)

@@ -70,16 +70,24 @@ class ReloadMetrics:
             ["files", "result"],
             registry=registry,
         )
-        self.certificate_expiry = Gauge(
-            "unrolled_tls_certificate_expiry_timestamp_seconds",
-            "When the certificate in use expires, in seconds since the epoch; 0 without TLS.",
-            registry=registry,
-        )
+        # Without TLS there is no such series: nothing is about to expire.
+        self._registry = registry
+        self._expiry: Gauge | None = None
 
     def reloaded(self, files: str, *, good: bool) -> None:
         """Count a change of the files, for better or worse."""
         self.good.labels(files).set(good)
         self._reloads.labels(files, "good" if good else "bad").inc()
+
+    def use_until(self, expiry: float) -> None:
+        """The certificate in use is good until then, in seconds since the epoch."""
+        if self._expiry is None:
+            self._expiry = Gauge(
+                "unrolled_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use expires, in seconds since the epoch.",
+                registry=self._registry,
+            )
+        self._expiry.set(expiry)
 
 
 class ServerCollector(Collector):
@@ -157,8 +165,20 @@ class ServerCollector(Collector):
             stats.damaged,
         )
         yield from (evicted, errors, damaged)
+        yield from self._of_its_volume()
         text = "From a turn's end to its commit in the store."
         yield _histogram("unrolled_commit_duration_seconds", text, [], [([], stats.commit)])
+
+    def _of_its_volume(self) -> Iterator[Metric]:
+        space = self._sessions.space()
+        if space is None:
+            return
+        for name, text, value in (
+            ("store_size", "Of the store, its log included.", space.used),
+            ("store_free", "Left to the server on the volume of the store.", space.free),
+            ("store_volume", "Of the volume of the store.", space.volume),
+        ):
+            yield GaugeMetricFamily(f"unrolled_{name}_bytes", text, value)
 
 
 Stats = list[tuple[str, EngineStats]]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from unrolled_server.answers import Answer
 from unrolled_server.models import ServedModel
 from unrolled_server.sessions import Session, Sessions
-from unrolled_server.store import StoreStats
+from unrolled_server.store import StoreSpace, StoreStats
 from unrolled_server.types import Checkpoint, Durability, SessionView
 
 
@@ -26,6 +26,10 @@ class SessionKeeper:
     @property
     def stats(self) -> StoreStats | None:
         """What the store counts; None: there is none."""
+        return None
+
+    def space(self) -> StoreSpace | None:
+        """What the store takes of its volume; None: there is none, or nobody can tell."""
         return None
 
     def stored(self) -> Mapping[str, int]:

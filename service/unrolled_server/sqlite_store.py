@@ -40,7 +40,7 @@ from unrolled_server.session_record import (
     encode,
     with_use,
 )
-from unrolled_server.store import StoreOpenError, StorePage, StoreStats
+from unrolled_server.store import StoreOpenError, StorePage, StoreSpace, StoreStats
 from unrolled_server.types import Durability
 
 logger = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ class SqliteStore:
         """Open the file, or make it. Raises StoreOpenError."""
         self.durability = durability
         self.stats = StoreStats()
+        self._path = path
         self._db = _opened(path, SYNCHRONOUS[durability], vfs)
         rows = self._db.execute("SELECT model, count(*) FROM sessions GROUP BY model")
         self._counts: Counter[str] = Counter(dict(rows))
@@ -117,6 +118,17 @@ class SqliteStore:
     def count(self) -> Mapping[str, int]:
         """Sessions by model, name/version."""
         return self._counts
+
+    def space(self) -> StoreSpace | None:
+        """What it takes of its volume; None where that cannot be told. From any thread."""
+        log = self._path.with_name(self._path.name + "-wal")
+        try:
+            used = sum(file.stat().st_size for file in (self._path, log))
+            volume = os.statvfs(self._path)
+        except OSError:
+            return None
+        block = volume.f_frsize
+        return StoreSpace(used, volume.f_bavail * block, volume.f_blocks * block)
 
     async def insert(self, record: SessionRecord) -> None:
         """Keep a new session."""

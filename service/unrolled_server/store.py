@@ -29,6 +29,17 @@ class StoreStats:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSpace:
+    """What a store takes of the volume that it lies on, in bytes."""
+
+    used: int
+    """By the store, its log included."""
+    free: int
+    """Left to the server."""
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
 class StorePage:
     """Sessions in the order of their IDs."""
 
@@ -56,6 +67,9 @@ class Store(Protocol):
 
     def count(self) -> Mapping[str, int]:
         """Sessions by model, name/version."""
+
+    def space(self) -> StoreSpace | None:
+        """What it takes of its volume; None where that cannot be told. From any thread."""
 
     async def insert(self, record: SessionRecord) -> None:
         """Keep a new session."""

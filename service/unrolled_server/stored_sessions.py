@@ -29,7 +29,7 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
 from unrolled_server.session_record import SessionFacts
 from unrolled_server.sessions import Session, Sessions
-from unrolled_server.store import Store, StoreStats
+from unrolled_server.store import Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Durability, SessionView
 
@@ -66,6 +66,10 @@ class StoredSessions(SessionKeeper):
     def stats(self) -> StoreStats:
         """What the store counts."""
         return self._store.stats
+
+    def space(self) -> StoreSpace | None:
+        """What the store takes of its volume; None where nobody can tell."""
+        return self._store.space()
 
     def stored(self) -> Mapping[str, int]:
         """Sessions in the store by model, name/version."""

@@ -65,6 +65,9 @@ class DictStore:
     def count(self) -> Mapping[str, int]:
         return Counter(record.facts.model for record in self.records.values())
 
+    def space(self) -> None:
+        return None
+
     async def insert(self, record: SessionRecord) -> None:
         await self._turn()
         self.records[id_of(record.facts.name)] = record

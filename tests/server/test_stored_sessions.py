@@ -12,6 +12,7 @@ import grpc
 import pytest
 from support.calls import SECONDS, Stubs, connected, refusal_of, refused
 from support.lone import LoneSession
+from support.metrics import Metrics
 from support.models import Repository
 from support.server import RunningServer, running_server, started
 from support.stored import flip_a_bit, serving
@@ -374,6 +375,13 @@ def test_a_full_disk_refuses_and_loses_nothing(repository: Repository, tmp_path:
             except grpc.RpcError as error:
                 refusal = refusal_of(error)
         assert (refusal.code, refusal.reason) == ("RESOURCE_EXHAUSTED", "STORE_FULL")
+        value = Metrics(server.metrics_url).value
+        assert value("unrolled_store_errors_total", kind="full") == 1
+        assert value("unrolled_store_errors_total") == 1
+        assert value("unrolled_store_volume_bytes") == 1 << 20
+        # What is not free is the ballast's and the store's, each file in whole pages.
+        taken = value("unrolled_store_size_bytes") + value("unrolled_store_free_bytes")
+        assert 0 <= (1 << 20) - (600 << 10) - taken < 2 * 4096
         assert described(stubs, name).position == 7
         assert described(stubs, made[0]).position == 2
         assert server.process.stdin is not None

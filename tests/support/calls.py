@@ -70,9 +70,15 @@ class AsyncStubs:
 
 
 @contextmanager
-def connected(address: str, options: Options = ()) -> Iterator[Stubs]:
-    """The services at HOST:PORT."""
-    with grpc.insecure_channel(address, options) as channel:
+def connected(
+    address: str, options: Options = (), credentials: grpc.ChannelCredentials | None = None
+) -> Iterator[Stubs]:
+    """The services at HOST:PORT, in plain text unless there are credentials."""
+    with (
+        grpc.insecure_channel(address, options)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options)
+    ) as channel:
         yield Stubs(
             CompletionServiceStub(channel), SessionServiceStub(channel), ModelServiceStub(channel)
         )

@@ -55,8 +55,8 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(folder: Path, target: str, like: Path = DEPLOYED) -> Iterator[Prometheus]:
-    """A Prometheus on a free port that scrapes HOST:PORT every second; ended on exit.
+def running_prometheus(folder: Path, *targets: str, like: Path = DEPLOYED) -> Iterator[Prometheus]:
+    """A Prometheus on a free port that scrapes each HOST:PORT every second; ended on exit.
 
     like: the configuration that it has in everything else.
     """
@@ -64,7 +64,7 @@ def running_prometheus(folder: Path, target: str, like: Path = DEPLOYED) -> Iter
     content["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     content["rule_files"] = [str(like.parent / name) for name in content["rule_files"]]
     (job,) = content["scrape_configs"]
-    job["static_configs"] = [{"targets": [target]}]
+    job["static_configs"] = [{"targets": list(targets)}]
     config, log = folder / "prometheus.yml", folder / "log"
     config.write_text(yaml.safe_dump(content))
     command = [
