@@ -10,13 +10,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled_server.row import Row
+from unrolled_server.row import NEVER, Row
 from unrolled_server.sampler import Uniforms, stream, uniforms
 from unrolled_server.types import MAX_STEPS, Tokens
 
 FEW = 8
 """Rows up to which a run ends where one draws its first token. More share short runs anyway, and
 ending those early would cost more than it wins."""
+MARKED = 8
+"""Rows at most whose states are remembered on the way: each ends a run for all others, and what
+more of them are told at once is seldom the same."""
 WINDOW = 256
 """Tokens to be told that a place has at hand."""
 KEPT = 64
@@ -52,6 +55,10 @@ class Batch:
         self._watched = np.zeros(capacity, np.bool_)
         self._filters = np.zeros(capacity, np.bool_)
         self._wants_logprobs = np.zeros(capacity, np.bool_)
+        self._marks = np.full(capacity, NEVER, np.int64)
+        """Positions at which states are to be remembered."""
+        self._marked = 0
+        """Rows that have one."""
         self._columns: tuple[NDArray[np.generic], ...] = (
             self.tell_left,
             self.draw_left,
@@ -68,6 +75,7 @@ class Batch:
             self._watched,
             self._filters,
             self._wants_logprobs,
+            self._marks,
         )
         self._ends = np.zeros(vocabulary, np.bool_)
         self._ends[sorted(end_tokens)] = True
@@ -92,6 +100,9 @@ class Batch:
         self._watched[place] = row.watched
         self._filters[place] = sampling.filters
         self._wants_logprobs[place] = row.turn.task.logprobs is not None
+        self._marks[place] = NEVER
+        if self._marked < MARKED:
+            self.mark(place, row)
         return place
 
     def put_back(self, place: int, row: Row) -> None:
@@ -106,6 +117,19 @@ class Batch:
         if place != self.size:
             for column in self._columns:
                 column[place] = column[self.size]
+        self._count_marks()
+
+    def clear(self) -> None:
+        """All rows leave."""
+        self.size = self._marked = 0
+
+    def mark(self, place: int, row: Row) -> None:
+        """Note where the row's state is to be remembered next."""
+        self._marks[place] = row.mark_after(int(self._positions[place]))
+        self._count_marks()
+
+    def _count_marks(self) -> None:
+        self._marked = int(np.count_nonzero(self._marks[: self.size] < NEVER))
 
     def position(self, place: int) -> int:
         """Tokens of a row's sequence so far."""
@@ -135,12 +159,18 @@ class Batch:
     # a run
 
     def most_steps(self) -> int:
-        """Steps until the first row ends, or draws its first token, which is not to wait."""
+        """Steps until the first row ends or comes to a mark, or draws its first token.
+
+        That is not to wait.
+        """
         rows = slice(self.size)
         left = self.draw_left[rows]
         if self.size <= FEW:
             left = np.where(self._silent[rows], 1, left)
-        return int((self.tell_left[rows] + left).min())
+        steps = int((self.tell_left[rows] + left).min())
+        if self._marked:
+            steps = min(steps, int((self._marks[rows] - self._positions[rows]).min()))
+        return steps
 
     def filters(self) -> bool:
         """Whether any row uses top_k, top_p or min_p."""
@@ -199,6 +229,14 @@ class Batch:
         if self._has_ends:
             watched |= self._ends[tokens].any(0)
         places: list[int] = np.flatnonzero(watched).tolist()
+        return places
+
+    def at_marks(self) -> list[int]:
+        """Places whose rows' states are to be remembered as they are now."""
+        if not self._marked:
+            return []
+        rows = slice(self.size)
+        places: list[int] = np.flatnonzero(self._marks[rows] == self._positions[rows]).tolist()
         return places
 
     def take(self, place: int) -> list[int]:

@@ -131,6 +131,9 @@ class Config:
     )
     max_tokens: int = _flag(_count, "65536", "largest max_tokens of a turn")
     max_prompt_bytes: int = _flag(_count, "1048576", "longest prompt or text")
+    prefix_cache_bytes: int = _flag(
+        _natural, "67108864", "states kept of the beginnings of prompts; 0: none"
+    )
     session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
     store: str = _flag(
         _store, "sqlite", "where sessions are kept: memory, sqlite:FILE, or sqlite, in --data-dir"

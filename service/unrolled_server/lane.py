@@ -24,12 +24,12 @@ from unrolled_server.running import AnyRunner
 from unrolled_server.scheduler import Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import Turn
-from unrolled_server.types import Delta, Ending, Floats, Tokens
+from unrolled_server.types import Delta, Ending, Floats, Prefix, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-Message = tuple[Turn, Delta | Ending | Exception]
+Message = tuple[Turn, Delta | Ending | Exception | Prefix]
 
 
 class EngineFailure(Exception):
@@ -281,10 +281,21 @@ class Lane:
         for place in batch.due(now, delivery.tokens, delivery.interval(self._company())):
             if place not in leaving and self._flush(place, now):
                 leaving[place] = self._park
-        self._runner.fetch(list(leaving))
+        marked = [place for place in batch.at_marks() if place not in overflowed]
+        self._runner.fetch(sorted({*leaving, *marked}))
+        for place in marked:
+            self._remember(place)
         leaving.update(dict.fromkeys(overflowed, self._fail))
         for place in sorted(leaving, reverse=True):
             leaving[place](place)
+
+    def _remember(self, place: int) -> None:
+        """Hand out a row's state, which is that after a part of its prompt."""
+        row = self._scheduler.active[place]
+        # All tokens but the newest, which is pending.
+        prefix = Prefix(self._batch.position(place) - 1, self._runner.save(place))
+        self._outbox.append((row.turn, prefix))
+        self._batch.mark(place, row)
 
     def _take(self, place: int, tokens: Tokens, logprobs: Floats, fed: int, now: float) -> None:
         """Give a row its tokens of the run; it goes back if its text ended before the run did."""
@@ -353,7 +364,7 @@ class Lane:
         for row in self._scheduler.active:
             self._outbox.append((row.turn, EngineFailure("a run failed")))
         self._scheduler.active.clear()
-        self._batch.size = 0
+        self._batch.clear()
         # Parked rows may have caught up meanwhile.
         self.nudge()
 

@@ -28,6 +28,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from unrolled_server.models import Models
+from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.stats import EngineStats, Tally
 
@@ -91,11 +92,12 @@ class ReloadMetrics:
 
 
 class ServerCollector(Collector):
-    """What the models, their engines and the sessions say of themselves."""
+    """What the models, their engines, the sessions and the prefix cache say of themselves."""
 
-    def __init__(self, models: Models, sessions: SessionKeeper) -> None:
+    def __init__(self, models: Models, sessions: SessionKeeper, prefixes: PrefixCache) -> None:
         self._models = models
         self._sessions = sessions
+        self._prefixes = prefixes
         self._memory = sessions.memory
 
     def collect(self) -> Iterator[Metric]:
@@ -103,6 +105,7 @@ class ServerCollector(Collector):
         yield self._info()
         yield from self._of_sessions()
         yield from self._of_the_store()
+        yield from self._of_prefixes()
         stats = [(model.label, model.engine.stats) for model in self._models.ready()]
         yield from _counters(stats)
         yield from _rows(stats)
@@ -180,13 +183,41 @@ class ServerCollector(Collector):
         ):
             yield GaugeMetricFamily(f"unrolled_{name}_bytes", text, value)
 
+    def _of_prefixes(self) -> Iterator[Metric]:
+        cache = self._prefixes
+        for name, text, tokens in (
+            ("query", "Tokens of prompts that were looked up in the prefix cache.", cache.queried),
+            ("hit", "Tokens of prompts that the prefix cache saved running.", cache.hit),
+        ):
+            family = CounterMetricFamily(
+                f"unrolled_prefix_cache_{name}_tokens", text, labels=["model"]
+            )
+            for model in self._models.ready():
+                family.add_metric([model.label], tokens[model.label])
+            yield family
+        for name, text, value in (
+            ("entries", "States in the prefix cache.", len(cache)),
+            ("bytes", "Bytes of the prefix cache.", cache.bytes),
+            ("limit_bytes", "Bytes of the prefix cache at most.", cache.limit),
+        ):
+            yield GaugeMetricFamily(f"unrolled_prefix_cache_{name}", text, value)
+        yield CounterMetricFamily(
+            "unrolled_prefix_cache_evictions",
+            "States that left the prefix cache for others.",
+            cache.evicted,
+        )
+
 
 Stats = list[tuple[str, EngineStats]]
 
 
 def _counters(stats: Stats) -> Iterator[Metric]:
     for name, text, attribute in (
-        ("prompt_tokens", "Tokens told by prompts and feeds.", "prompt_tokens"),
+        (
+            "prompt_tokens",
+            "Tokens told by prompts and feeds, those included that the prefix cache saved running.",
+            "prompt_tokens",
+        ),
         ("generated_tokens", "Tokens drawn and handed out.", "generated_tokens"),
         ("scored_tokens", "Tokens told by scores.", "scored_tokens"),
         ("engine_failures", "Runs that failed.", "failures"),
@@ -242,7 +273,7 @@ def _build() -> dict[str, str]:
 
 
 def server_registry(
-    models: Models, sessions: SessionKeeper, max_rows: int, max_waiting: int
+    models: Models, sessions: SessionKeeper, prefixes: PrefixCache, max_rows: int, max_waiting: int
 ) -> CollectorRegistry:
     """A registry with everything but the calls, and with what the process uses.
 
@@ -259,5 +290,5 @@ def server_registry(
         Gauge(f"unrolled_{name}", text, registry=registry).set(value)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    registry.register(ServerCollector(models, sessions))
+    registry.register(ServerCollector(models, sessions, prefixes))
     return registry

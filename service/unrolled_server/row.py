@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect
+
 from unrolled_server.logprobs import LogprobTape
 from unrolled_server.text import newest_shown, partial_after, text_stream
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Floats, Tokens
 from unrolled_server.vocabulary import Vocabulary
+
+NEVER = (1 << 63) - 1
+"""A position that no sequence comes to."""
 
 SCORES_PER_DELTA = 4096
 """Log-probabilities that the event loop turns into messages at once, alternatives included."""
@@ -22,8 +27,9 @@ class Row:
 
     def __init__(self, turn: Turn, vocabulary: Vocabulary) -> None:
         task = turn.task
+        known = task.recall.known
         self.turn = turn
-        self.state: Floats | None = task.start.state
+        self.state: Floats | None = task.start.state if known is None else known.state
         """The state to start from, or to go on from after a time without a place."""
         self.pending = -1
         self.position = task.start.position
@@ -33,7 +39,8 @@ class Row:
         """When the last delta left, in seconds of time.perf_counter."""
         self.watched = task.scores or task.logprobs is not None or bool(task.stop)
         """Whether it has to see the tokens of every run."""
-        self._told = task.told
+        self._skipped = 0 if known is None else known.tokens
+        self._told = task.told[self._skipped :]
         self._drawn = 0
         self._sent = 0
         self._replays = False
@@ -60,7 +67,7 @@ class Row:
         elif len(self._told):
             self.pending = int(self._told[0])
             self._told = self._told[1:]
-            self.position += 1
+            self.position += self._skipped + 1
             if task.scores and self._tape is not None:
                 self._tape.record_first()
                 self._tokens.append(self.pending)
@@ -94,6 +101,13 @@ class Row:
         """The next `steps` of the `left` tokens that are still to be told, or fewer."""
         start = len(self._told) - left
         return self._told[start : start + steps]
+
+    def mark_after(self, position: int) -> int:
+        """The first position behind this one at which the state is to be remembered, or NEVER."""
+        marks = self.turn.task.recall.marks
+        # The newest token is pending: the state covers one less.
+        place = bisect(marks, position - 1)
+        return marks[place] + 1 if place < len(marks) else NEVER
 
     def score(self, tokens: list[int], logprobs: Floats) -> None:
         """Take told tokens [N] and the distributions [N, V] that they are of."""
@@ -141,9 +155,9 @@ class Row:
             self._text.partial if task.keeps_partial else b"",
             self._text.previous,
         )
-        told = len(task.told)
-        ending = Ending(self._reason(), self._text.matched_stop, told, self._drawn, checkpoint)
-        return delta, ending
+        told, reason = len(task.told), self._reason()
+        stop, skipped = self._text.matched_stop, self._skipped
+        return delta, Ending(reason, stop, told, self._drawn, checkpoint, skipped)
 
     def _reason(self) -> FinishReason:
         if self._text.reason is not None:

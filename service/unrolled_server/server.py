@@ -34,6 +34,7 @@ from unrolled_server.logs import log_event
 from unrolled_server.metrics import ReloadMetrics, RpcMetrics, server_registry
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
 from unrolled_server.models import Models
+from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.repository import load_models
 from unrolled_server.runner import RunnerConfig, check_device
 from unrolled_server.running import AnyRunner
@@ -95,8 +96,9 @@ async def serve(config: Config) -> None:
     limits = TurnLimits(
         config.max_tokens, config.max_prompt_bytes, config.max_rows + config.max_waiting
     )
-    turns = Turns(models, sessions, limits)
-    registry = server_registry(models, sessions, config.max_rows, config.max_waiting)
+    prefixes = PrefixCache(config.prefix_cache_bytes)
+    turns = Turns(models, sessions, limits, prefixes)
+    registry = server_registry(models, sessions, prefixes, config.max_rows, config.max_waiting)
     checks = health.HealthServicer()
     interceptor = CallInterceptor(RpcMetrics(registry), access.keys)
     server = _server(config, turns, Snapshots(sessions, models, access.sealer), interceptor, checks)

@@ -9,9 +9,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from unrolled_server.types import Checkpoint, Delta, Ending, Sampling, Tokens
+from unrolled_server.types import Checkpoint, Delta, Ending, Prefix, Sampling, Tokens
+
+
+def _forget(_: Prefix) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What is known of the beginning of what a task tells, and what is to be remembered of it."""
+
+    known: Prefix | None = None
+    """The longest that is known; None: everything is run."""
+    marks: tuple[int, ...] = ()
+    """Lengths, ascending and longer than `known`, of prefixes whose states are wanted."""
+    remember: Callable[[Prefix], None] = _forget
+    """Called in the event loop for each of `marks` that the turn has come to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +45,8 @@ class Task:
     scores: bool
     keeps_partial: bool
     """Whether another turn may complete a character that this one leaves unfinished."""
+    recall: Recall = Recall()
+    """Of `told`, where that is told to the empty state."""
 
 
 class Turn:
@@ -47,8 +66,11 @@ class Turn:
         self._inbox: deque[Delta | Ending | Exception] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
-    def receive(self, message: Delta | Ending | Exception) -> None:
+    def receive(self, message: Delta | Ending | Exception | Prefix) -> None:
         """Called in the event loop for every message of the engine."""
+        if isinstance(message, Prefix):
+            self.task.recall.remember(message)
+            return
         self._inbox.append(message)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

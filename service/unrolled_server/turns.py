@@ -27,9 +27,10 @@ from unrolled_server.errors import (
     UnknownText,
 )
 from unrolled_server.models import Models, ServedModel
+from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Session
-from unrolled_server.turn import Task, Turn
+from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
     DEFAULT_MAX_TOKENS,
     Checkpoint,
@@ -159,12 +160,19 @@ class ActiveTurn:
 class Turns:
     """Begins turns and knows how many are under way."""
 
-    def __init__(self, models: Models, sessions: SessionKeeper, limits: TurnLimits) -> None:
+    def __init__(
+        self,
+        models: Models,
+        sessions: SessionKeeper,
+        limits: TurnLimits,
+        prefixes: PrefixCache,
+    ) -> None:
         self.models = models
         self.sessions = sessions
         self._limits = limits
         self._under_way: set[ActiveTurn] = set()
         self._of_model: Counter[ServedModel] = Counter()
+        self._prefixes = prefixes
         self.draining = asyncio.Event()
         """Set once no more turns are taken."""
         self._idle = asyncio.Event()
@@ -264,7 +272,16 @@ class Turns:
             logprobs=request.logprobs,
             scores=request.scores,
             keeps_partial=session is not None and not request.reads_only,
+            recall=self._recall(request, model, start, told),
         )
+
+    def _recall(
+        self, request: TurnRequest, model: ServedModel, start: Checkpoint, told: Tokens
+    ) -> Recall:
+        # Scores need every token's run; nor are texts to be judged what prompts begin with.
+        if request.scores or start.state is not None or start.pending is not None:
+            return Recall()
+        return self._prefixes.recall(model, told)
 
     def _max_tokens(self, asked: int | None) -> int:
         limit = self._limits.max_tokens

@@ -105,6 +105,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """The beginning of a prompt, and where it leads to."""
+
+    tokens: int
+    """How many of the prompt's, at least 1 less than it has."""
+    state: Floats
+    """[S]: after all of these tokens were fed, the empty state before. Not to be written to."""
+
+
+@dataclass(frozen=True, slots=True)
 class Logprobs:
     """Log-probabilities of N tokens, in nats, and the M likeliest at each place."""
 
@@ -136,6 +146,8 @@ class Ending:
     told: int
     drawn: int
     checkpoint: Checkpoint
+    cached: int = 0
+    """Of the told tokens, those that were not run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,9 @@ def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
         finish_reason=f"FINISH_REASON_{ending.reason.value}",
         matched_stop=ending.matched_stop,
         position=ending.checkpoint.position,
-        usage=completion_pb2.Usage(prompt_tokens=ending.told, completion_tokens=ending.drawn),
+        usage=completion_pb2.Usage(
+            prompt_tokens=ending.told, completion_tokens=ending.drawn, cached_tokens=ending.cached
+        ),
         session=outcome.session,
         model=outcome.model,
         seed=outcome.seed,
