@@ -13,8 +13,10 @@ from unrolled_export.parity import Parity, check_parity
 from unrolled_export.portable_graph import portable_graph
 from unrolled_export.precision import Precision, rounded
 from unrolled_export.progress import Progress, no_progress
+from unrolled_export.prompt_check import has_same_bits
+from unrolled_export.prompt_graph import prompt_graph
 from unrolled_export.quantization import QuantizedWeight
-from unrolled_export.repository import ENGINE, PORTABLE
+from unrolled_export.repository import ENGINE, PORTABLE, PROMPT
 from unrolled_export.runners import EngineRunner
 from unrolled_export.step_graph import step_graph
 
@@ -60,6 +62,10 @@ def build(
         engine = _runner(network, engine_graph)
     portable = portable_graph(stored, precision is Precision.FP16)
     graphs = {PORTABLE: portable.SerializeToString(deterministic=True), ENGINE: engine_graph}
+    prompt = prompt_graph(stored, precision, products).SerializeToString(deterministic=True)
+    if has_same_bits(network, prompt, engine):
+        # Prompts of a model without it are run by the engine's graph, more slowly.
+        graphs[PROMPT] = prompt
     if for_device:
         graphs |= device_graphs(stored, precision)
     return Build(network, precision, products, graphs, engine, base, len(base_graph))

@@ -35,23 +35,34 @@ class Cells:
             top = self._stage(index, stage, top)
         return self._products.logits(top, network.head_weight, network.head_bias)
 
-    def _layers(self) -> str:
-        """All recurrent layers; returns the name of the top one's output [B, O]."""
+    def inputs(self, index: int, below: str) -> str:
+        """Append a layer's input product [B, G*H] of the output `below` it.
+
+        That of the first layer is of the tokens fed.
+        """
+        layer = self._network.layers[index]
+        bias, _ = _biases(self._network, layer)
+        if index == 0:
+            return self._first_inputs(bias)
+        below = self._step.normalised(layer.norm, below) if layer.norm else below
+        return self._products.biased(f"weight_ih_{index}", below, layer.weight_ih, bias)
+
+    def recurrence(self, index: int, inputs: str) -> str:
+        """Append the rest of a layer's step; returns the name of its output [B, O]."""
         cell = {
             Cell.RNN_TANH: self._rnn,
             Cell.RNN_RELU: self._rnn,
             Cell.LSTM: self._lstm,
             Cell.GRU: self._gru,
         }[self._network.cell]
+        _, hidden_bias = _biases(self._network, self._network.layers[index])
+        return cell(index, inputs, hidden_bias)
+
+    def _layers(self) -> str:
+        """All recurrent layers; returns the name of the top one's output [B, O]."""
         below = ""
-        for index, layer in enumerate(self._network.layers):
-            bias, hidden_bias = _biases(self._network, layer)
-            if index == 0:
-                inputs = self._first_inputs(bias)
-            else:
-                below = self._step.normalised(layer.norm, below) if layer.norm else below
-                inputs = self._products.biased(f"weight_ih_{index}", below, layer.weight_ih, bias)
-            below = cell(index, inputs, hidden_bias)
+        for index in range(len(self._network.layers)):
+            below = self.recurrence(index, self.inputs(index, below))
         return below
 
     def _stage(self, index: int, stage: Stage, value: str) -> str:

@@ -20,6 +20,7 @@ CONFIG = "config.pbtxt"
 MANIFEST = "manifest.json"
 PORTABLE = "model.onnx"
 ENGINE = "engine.onnx"
+PROMPT = "prompt.onnx"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"[1-9][0-9]*")

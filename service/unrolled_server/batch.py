@@ -55,6 +55,7 @@ class Batch:
         self._watched = np.zeros(capacity, np.bool_)
         self._filters = np.zeros(capacity, np.bool_)
         self._wants_logprobs = np.zeros(capacity, np.bool_)
+        self._has_scores = np.zeros(capacity, np.bool_)
         self._marks = np.full(capacity, NEVER, np.int64)
         """Positions at which states are to be remembered."""
         self._marked = 0
@@ -75,6 +76,7 @@ class Batch:
             self._watched,
             self._filters,
             self._wants_logprobs,
+            self._has_scores,
             self._marks,
         )
         self._ends = np.zeros(vocabulary, np.bool_)
@@ -100,6 +102,7 @@ class Batch:
         self._watched[place] = row.watched
         self._filters[place] = sampling.filters
         self._wants_logprobs[place] = row.turn.task.logprobs is not None
+        self._has_scores[place] = row.turn.task.scores
         self._marks[place] = NEVER
         if self._marked < MARKED:
             self.mark(place, row)
@@ -172,6 +175,16 @@ class Batch:
             steps = min(steps, int((self._marks[rows] - self._positions[rows]).min()))
         return steps
 
+    def most_told(self) -> int:
+        """Steps of a run that only tells: every row ends with one like any other."""
+        if self._has_scores[: self.size].any():
+            return 0
+        rows = slice(self.size)
+        steps = int(self.tell_left[rows].min()) - 1
+        if self._marked:
+            steps = min(steps, int((self._marks[rows] - self._positions[rows]).min()))
+        return steps
+
     def filters(self) -> bool:
         """Whether any row uses top_k, top_p or min_p."""
         return bool(self._filters[: self.size].any())
@@ -180,11 +193,11 @@ class Batch:
         """Whether any row's next token is told."""
         return bool(self.tell_left[: self.size].any())
 
-    def short(self) -> list[int]:
-        """Places that have to be handed more tokens to tell before the next run."""
+    def short(self, steps: int) -> list[int]:
+        """Places that have to be handed more tokens to tell before a run of so many steps."""
         rows = slice(self.size)
         at_hand = WINDOW - self._cursors[rows]
-        short = (at_hand < MAX_STEPS) & (self.tell_left[rows] > at_hand)
+        short = (at_hand < steps) & (self.tell_left[rows] > at_hand)
         places: list[int] = np.flatnonzero(short).tolist()
         return places
 
@@ -221,6 +234,13 @@ class Batch:
         self._counts[rows] += drawn
         self._unsent[rows] += drawn
         self._silent[rows] &= drawn == 0
+
+    def tell(self, steps: int) -> None:
+        """A run has told every row so many tokens."""
+        rows = slice(self.size)
+        self.tell_left[rows] -= steps
+        self._cursors[rows] += steps
+        self._positions[rows] += steps
 
     def watched(self, tokens: Tokens) -> list[int]:
         """Places whose rows have to see the run's tokens [K, B] now."""

@@ -154,6 +154,14 @@ class DeviceRunner:
             return MAX_STEPS
         return min(MAX_STEPS, max(1, LOGPROBS_BYTES // (4 * self._vocabulary * rows)))
 
+    def most_told(self, rows: int) -> int:
+        """0: there is no graph for prompts on a device."""
+        return 0
+
+    def tell(self, told: Tokens) -> None:
+        """Never called, as `most_told` says."""
+        raise NotImplementedError
+
     def told(self, rows: int, steps: int) -> Tokens:
         """Where the next run reads the told tokens, -1 to draw: [steps, rows]."""
         return self._size(rows).inputs["told"][:steps, :rows]

@@ -24,10 +24,13 @@ from unrolled_server.running import AnyRunner
 from unrolled_server.scheduler import Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import Turn
-from unrolled_server.types import Delta, Ending, Floats, Prefix, Tokens
+from unrolled_server.types import MAX_STEPS, Delta, Ending, Floats, Prefix, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+LEAST_TOLD = 4
+"""Steps of a run that only tells, at least."""
 
 Message = tuple[Turn, Delta | Ending | Exception | Prefix]
 
@@ -74,7 +77,8 @@ class Lane:
         self._scheduler = Scheduler(capacity)
         self._batch = Batch(capacity, vocabulary.size, vocabulary.end_tokens)
         # A run that took longer than tokens may wait would only make them late.
-        self._pace = Pace(delivery.seconds)
+        self._pace = Pace(delivery.seconds, MAX_STEPS)
+        self._telling_pace = Pace(delivery.seconds, WINDOW)
         self._delivery = delivery
         self._loop = loop
         self._clock = clock
@@ -121,22 +125,43 @@ class Lane:
         started = self._clock()
         try:
             self._choose()
-            if self._batch.size:
-                rows, steps = self._batch.size, self._steps()
-                self._write_inputs(steps)
-                fed = self._runner.pending[:rows].copy()
-                before_run = self._clock()
-                tokens, logprobs = self._runner.run(rows, steps)
-                after_run = self._clock()
-                self._pace.observe(rows, steps, after_run - before_run)
-                self.stats.batch.observe(rows)
-                self._commit(tokens, logprobs, fed, after_run)
-                self._measure(started, before_run, after_run)
+            if steps := self._told_steps():
+                self._tell(steps, started)
+            elif self._batch.size:
+                self._advance(self._steps(), started)
         except Exception:
             logger.exception("run_failed")
             self._fail_all()
         self._count_rows()
         self._deliver()
+
+    def _tell(self, steps: int, started: float) -> None:
+        """Advance all rows by tokens that are told, which nobody is to hear of."""
+        rows = self._batch.size
+        told = np.empty((steps, rows), np.int32)
+        self._write_told(told)
+        before_run = self._clock()
+        self._runner.tell(told)
+        after_run = self._clock()
+        self._telling_pace.observe(rows, steps, after_run - before_run)
+        self._batch.tell(steps)
+        marked = self._batch.at_marks()
+        self._runner.fetch(marked)
+        for place in marked:
+            self._remember(place)
+        self._measure(rows, started, before_run, after_run)
+
+    def _advance(self, steps: int, started: float) -> None:
+        """Advance all rows by tokens that are told or drawn."""
+        rows = self._batch.size
+        self._write_inputs(steps)
+        fed = self._runner.pending[:rows].copy()
+        before_run = self._clock()
+        tokens, logprobs = self._runner.run(rows, steps)
+        after_run = self._clock()
+        self._pace.observe(rows, steps, after_run - before_run)
+        self._commit(tokens, logprobs, fed, after_run)
+        self._measure(rows, started, before_run, after_run)
 
     # choose
 
@@ -256,16 +281,30 @@ class Lane:
         rows = self._batch.size
         return min(self._pace.steps(rows), self._runner.most_steps(rows), self._batch.most_steps())
 
+    def _told_steps(self) -> int:
+        """Steps of the next run if it only tells, a power of two; 0: it is to be another."""
+        rows = self._batch.size
+        if not rows or not (most := self._runner.most_told(rows)):
+            return 0
+        steps = min(most, self._batch.most_told(), self._telling_pace.steps(rows))
+        # Few sizes, so that arrays are seldom bound anew.
+        return 0 if steps < LEAST_TOLD else 1 << steps.bit_length() - 1
+
     def _write_inputs(self, steps: int) -> None:
-        batch, runner, active = self._batch, self._runner, self._scheduler.active
+        batch, runner = self._batch, self._runner
         runner.uniforms(batch.size, steps)[...] = batch.uniforms(steps)
         told = runner.told(batch.size, steps)
         told.fill(-1)
         if batch.is_telling():
-            for place in batch.short():
-                left = int(batch.tell_left[place])
-                batch.hand(place, active[place].told(left, WINDOW))
-            batch.write_told(told)
+            self._write_told(told)
+
+    def _write_told(self, told: Tokens) -> None:
+        """Write the tokens to be told in the next run, [K, B], -1 where one is drawn."""
+        batch, active = self._batch, self._scheduler.active
+        for place in batch.short(len(told)):
+            left = int(batch.tell_left[place])
+            batch.hand(place, active[place].told(left, WINDOW))
+        batch.write_told(told)
 
     # commit
 
@@ -352,7 +391,8 @@ class Lane:
         else:
             self.stats.inter_token.observe((now - before) / count, count)
 
-    def _measure(self, started: float, before_run: float, after_run: float) -> None:
+    def _measure(self, rows: int, started: float, before_run: float, after_run: float) -> None:
+        self.stats.batch.observe(rows)
         parts = self.stats.parts
         host = before_run - started + self._clock() - after_run
         parts["host"].observe(host)

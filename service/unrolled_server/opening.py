@@ -23,6 +23,7 @@ from unrolled_server.scheduler import FULL
 logger = logging.getLogger(__name__)
 
 ENGINE = "engine.onnx"
+PROMPT = "prompt.onnx"
 LARGEST_IN_ONE_THREAD = 128 << 20
 """Bytes of a graph up to which each lane runs it in one thread. A larger one has a single lane and
 products that all threads work at: a lone row would have to wait too long for one thread."""
@@ -58,16 +59,12 @@ def open_runners(
             log_event(logger, logging.WARNING, "device_unused", reason=str(error))
     if config.device == "cuda":
         raise DeviceError("--device cuda: no CUDA device, or no onnxruntime that can use it")
-    return _runners(folder / ENGINE, states, vocabulary, rows, config.threads or default_threads())
-
-
-def _runners(
-    graph: Path, states: tuple[StateSpec, ...], vocabulary: int, rows: int, threads: int
-) -> Sequence[AnyRunner]:
+    graph, prompt = folder / ENGINE, folder / PROMPT if PROMPT in files else None
+    threads = config.threads or default_threads()
     if graph.stat().st_size > LARGEST_IN_ONE_THREAD:
-        return [Runner(graph, states, vocabulary, rows, threads)]
+        return [Runner(graph, states, vocabulary, rows, threads, prompt)]
     lanes = max(1, min(threads, rows // FULL))
-    runner = Runner(graph, states, vocabulary, -(-rows // lanes))
+    runner = Runner(graph, states, vocabulary, -(-rows // lanes), prompt=prompt)
     return [runner, *(runner.another() for _ in range(lanes - 1))]
 
 

@@ -3,6 +3,8 @@
 A Runner owns dense arrays with a place for every row; active rows are a prefix of them.
 States are kept twice: a run reads one set and writes the other, so the states before the
 last run are still there when a row turns out to have gone too far.
+
+Prompts may have a graph of their own, which leads to the same bits and does less: nothing is drawn.
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from numpy.typing import NDArray
 from unrolled_server.types import MAX_STEPS, Floats, Tokens
 
 MAX_BINDINGS = 1024
+PROMPT_ROWS = 16
+"""Rows up to which the prompt graph is faster: with more, weights are read for many rows anyway."""
+PROMPT_STEPS = 64
+"""Tokens that one run of the prompt graph takes at most."""
 LOGPROBS_BYTES = 64 << 20
 """Of a run's log-probabilities, where that leaves more than one step."""
 
@@ -69,13 +75,17 @@ class Runner:
         vocabulary: int,
         rows: int,
         threads: int = 1,
+        prompt: Path | None = None,
     ) -> None:
-        """`threads` work at each product. Raises RunnerError."""
+        """`threads` work at each product; `prompt`: the graph for prompts. Raises RunnerError."""
         self._session = _open_session(graph, threads)
+        self._prompt = None if prompt is None else _open_session(prompt, threads)
         self.device = "cpu"
         self._specs = states
         self._vocabulary = vocabulary
         check_signature(graph.name, self._session, states, vocabulary)
+        if prompt is not None and self._prompt is not None:
+            check_states(prompt.name, self._prompt, states)
         self.state_size = sum(spec.size for spec in states)
         self._initial = np.concatenate([spec.start for spec in states])
         self._make_room(rows)
@@ -108,11 +118,31 @@ class Runner:
         self._uniforms = np.zeros(row_steps, np.float64)
         self._tokens = np.zeros(row_steps, np.int32)
         self._logprobs = np.zeros((row_steps, vocabulary), np.float32)
+        self._fed = np.zeros(PROMPT_STEPS * min(rows, PROMPT_ROWS), np.int32)
         self._bindings: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
+        self._prompt_bindings: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
 
     def most_steps(self, rows: int) -> int:
         """Steps that there is room for."""
         return min(MAX_STEPS, self._row_steps // rows)
+
+    def most_told(self, rows: int) -> int:
+        """Tokens that one call of `tell` takes at most; 0: it is not to be called."""
+        return 0 if self._prompt is None or rows > PROMPT_ROWS else PROMPT_STEPS
+
+    def tell(self, told: Tokens) -> None:
+        """Advance the first B rows by tokens [K, B], which are all told.
+
+        States and pending tokens are then those that `run` would have led to.
+        """
+        if self._prompt is None:
+            raise RuntimeError("there is no prompt graph")
+        steps, rows = told.shape
+        fed = self._fed[: rows * steps].reshape(steps, rows)
+        fed[0], fed[1:] = self.pending[:rows], told[:-1]
+        self._prompt.run_with_iobinding(self._prompt_binding(self._prompt, fed))
+        self._current = 1 - self._current
+        self.pending[:rows] = told[-1]
 
     def told(self, rows: int, steps: int) -> Tokens:
         """Where the next run reads the told tokens, -1 to draw: [steps, rows]."""
@@ -179,8 +209,6 @@ class Runner:
         return binding
 
     def _bind(self, rows: int, steps: int) -> onnxruntime.IOBinding:
-        binding = self._session.io_binding()
-        before, after = self._states[self._current], self._states[1 - self._current]
         inputs: dict[str, NDArray[np.generic]] = {
             "pending": self.pending[:rows],
             "told": self.told(rows, steps),
@@ -195,9 +223,30 @@ class Runner:
             "tokens": self._tokens[: rows * steps].reshape(steps, rows),
             "logprobs": self._logprobs[: rows * steps].reshape(steps, rows, self._vocabulary),
         }
+        return self._bound(self._session, rows, inputs, outputs)
+
+    def _prompt_binding(
+        self, prompt: onnxruntime.InferenceSession, fed: Tokens
+    ) -> onnxruntime.IOBinding:
+        steps, rows = fed.shape
+        key = (rows, steps, self._current)
+        binding = self._prompt_bindings.get(key)
+        if binding is None:
+            binding = self._prompt_bindings[key] = self._bound(prompt, rows, {"fed": fed}, {})
+        return binding
+
+    def _bound(
+        self,
+        session: onnxruntime.InferenceSession,
+        rows: int,
+        inputs: dict[str, NDArray[np.generic]],
+        outputs: dict[str, NDArray[np.generic]],
+    ) -> onnxruntime.IOBinding:
+        """These arrays, and the states of `rows` rows, before and after a run."""
+        binding = session.io_binding()
+        before, after = self._states[self._current], self._states[1 - self._current]
         for spec, old, new in zip(self._specs, before, after, strict=True):
-            inputs[spec.input] = old[:rows]
-            outputs[spec.output] = new[:rows]
+            inputs[spec.input], outputs[spec.output] = old[:rows], new[:rows]
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
@@ -217,16 +266,23 @@ def check_signature(
     vocabulary: int,
 ) -> None:
     """Refuse a graph that is not the one the manifest describes. Raises RunnerError."""
-    named = {value.name: value.shape for value in session.get_inputs()}
-    for spec in states:
-        shape = named.get(spec.input)
-        if shape is None or shape[1:] != [spec.size]:
-            raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
+    check_states(graph, session, states)
     (width,) = [value.shape[-1] for value in session.get_outputs() if value.name == "logprobs"] or [
         None
     ]
     if width != vocabulary:
         raise RunnerError(f"{graph}: logprobs are over {width} tokens, not {vocabulary}")
+
+
+def check_states(
+    graph: str, session: onnxruntime.InferenceSession, states: tuple[StateSpec, ...]
+) -> None:
+    """Refuse a graph that has other states than the manifest says. Raises RunnerError."""
+    named = {value.name: value.shape for value in session.get_inputs()}
+    for spec in states:
+        shape = named.get(spec.input)
+        if shape is None or shape[1:] != [spec.size]:
+            raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
 
 
 def check_device(device: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from threading import Lock
 
 from unrolled_server.row import Row
-from unrolled_server.types import MAX_STEPS
 
 FULL = 16
 """Turns that one lane has before the next gets any: products of few rows cost more per row."""
@@ -118,18 +117,22 @@ class Scheduler:
 
 
 class Pace:
-    """How many steps a run is to take: as many as fit into `seconds`, going by the last run."""
+    """How many steps a run is to take: as many as fit into `seconds`, going by the last run.
 
-    def __init__(self, seconds: float) -> None:
+    At least one, and at most `most`.
+    """
+
+    def __init__(self, seconds: float, most: int) -> None:
         self._seconds = seconds
+        self._most = most
         self._rows = 1
         self._step = 0.0
 
     def steps(self, rows: int) -> int:
-        """Steps that fit; at least one, at most MAX_STEPS."""
+        """Steps that fit."""
         step = self._step * max(1.0, rows / self._rows)
-        if step * MAX_STEPS <= self._seconds:
-            return MAX_STEPS
+        if step * self._most <= self._seconds:
+            return self._most
         return max(1, int(self._seconds / step))
 
     def observe(self, rows: int, steps: int, seconds: float) -> None:

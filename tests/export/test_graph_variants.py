@@ -20,6 +20,7 @@ from support.networks import (
     network,
     run_engine,
     run_portable,
+    run_prompt,
     session,
     some_tokens,
     starts,
@@ -30,7 +31,7 @@ from unrolled_export.manifest import weights_sha256
 from unrolled_export.network import Activation, Cell, Gate, Network, Stage
 from unrolled_export.precision import Precision
 from unrolled_export.progress import no_progress
-from unrolled_export.repository import ENGINE, PORTABLE
+from unrolled_export.repository import ENGINE, PORTABLE, PROMPT
 
 Stages = Callable[[Weights, int], Sequence[Stage]]
 HARD = (Gate.HARD_SIGMOID_FIFTH, Gate.HARD_SIGMOID_SIXTH)
@@ -102,6 +103,30 @@ def assert_graphs_agree(built: Build, tokens: Tokens) -> None:
         logprobs, states = run_engine(engine, tokens[:, first : last + 1], states)
         parts.append(logprobs)
     np.testing.assert_allclose(np.concatenate(parts, axis=1), wanted, rtol=0, atol=1e-5)
+    assert_prompts_lead_to_the_same_bits(built, tokens)
+
+
+def assert_prompts_lead_to_the_same_bits(built: Build, tokens: Tokens) -> None:
+    """The prompt graph, in runs of three sizes, against the engine's a token at a time."""
+    prompt, engine = session(built.graphs[PROMPT]), session(built.graphs[ENGINE])
+    states = told = starts(built.network, len(tokens))
+    for first, last in ((0, 1), (1, 9), (9, tokens.shape[1] - 1)):
+        told = run_prompt(prompt, tokens[:, first:last], told)
+        for place in range(first, last):
+            _, states = run_engine(engine, tokens[:, place : place + 2], states)
+        assert {name: state.tobytes() for name, state in told.items()} == {
+            name: state.tobytes() for name, state in states.items()
+        }
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("cell", [Cell.LSTM, Cell.GRU])
+def test_prompts_lead_to_the_same_bits_in_every_precision(
+    cell: Cell, precision: Precision, rows: int
+) -> None:
+    built = build(network(cell, sizes=(100, 96)), precision)
+    assert_prompts_lead_to_the_same_bits(built, some_tokens(rows, 70))
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -161,4 +186,4 @@ def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
         files = [path for path in output.rglob("*") if path.is_file()]
         written.append({path.relative_to(output): path.read_bytes() for path in files})
     assert written[0] == written[1]
-    assert len(written[0]) == 4
+    assert len(written[0]) == 5

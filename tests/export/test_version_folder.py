@@ -27,7 +27,7 @@ def test_files_and_manifest(tmp_path: Path) -> None:
     folder = convert([*arguments, "--start-token", "a"], tmp_path / "models")
     assert folder == tmp_path / "models" / "model" / "1"
     manifest, files = read_manifest(folder), contents(folder)
-    assert sorted(files) == ["engine.onnx", "manifest.json", "model.onnx"]
+    assert sorted(files) == ["engine.onnx", "manifest.json", "model.onnx", "prompt.onnx"]
     assert {file.name: (file.bytes, file.sha256) for file in manifest.files} == {
         name: (len(content), hashlib.sha256(content).hexdigest())
         for name, content in files.items()
@@ -62,7 +62,7 @@ def test_the_parity_report(tmp_path: Path) -> None:
 
 def test_graphs_are_valid_and_name_their_maker(tmp_path: Path) -> None:
     folder = convert(save(tmp_path, state_dict("rnn"), letters(5)) + TANH, tmp_path / "models")
-    for name in ("model.onnx", "engine.onnx"):
+    for name in ("model.onnx", "engine.onnx", "prompt.onnx"):
         graph = onnx.load(folder / name)
         onnx.checker.check_model(graph, full_check=True)
         assert graph.producer_name == "unrolled"

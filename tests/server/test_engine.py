@@ -13,7 +13,7 @@ from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Delivery, EngineFailure, Lane
-from unrolled_server.runner import Runner, StateSpec
+from unrolled_server.runner import PROMPT_STEPS, Runner, StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import MAX_STEPS, Checkpoint, Ending, Floats, Sampling, Tokens
@@ -27,6 +27,11 @@ class UnsteadyRunner(Runner):
 
     failures = 0
     runs = 0
+    tellings = 0
+
+    def tell(self, told: Tokens) -> None:
+        self.tellings += 1
+        super().tell(told)
 
     def run(self, rows: int, steps: int) -> tuple[Tokens, Floats]:
         self.runs += 1
@@ -42,7 +47,7 @@ def runner(repository: Repository) -> UnsteadyRunner:
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     graph = folder / "engine.onnx"
-    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS)
+    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, prompt=folder / "prompt.onnx")
 
 
 @pytest.fixture
@@ -85,6 +90,27 @@ async def test_more_turns_than_rows_all_end_right(engine: Lane, repository: Repo
     for seed, each in enumerate(turns):
         tokens, _ = await finish(each)
         assert tokens == lone_draws(repository, seed, 5 + seed % 11)
+
+
+async def test_a_prompt_alone_is_told_in_few_runs(
+    engine: Lane, runner: UnsteadyRunner, repository: Repository
+) -> None:
+    told = np.random.default_rng(1).integers(0, len(CHARACTERS), 3 * PROMPT_STEPS + 5)
+    task = Task(
+        Checkpoint(None, None, 0), told.astype(np.int32), 9, Sampling(7), (), None, False, False
+    )
+    lone = LoneSequence(LoneRun(repository.path / "lstm" / "1"), 7, None)
+    for token in told.tolist():
+        lone.tell(token)
+    prompted = Turn(task)
+    engine.submit(prompted)
+    tokens, ending = await finish(prompted)
+    assert tokens == [lone.draw(Draw())[0] for _ in range(9)]
+    assert runner.tellings >= 3
+    assert runner.runs < 3 * MAX_STEPS
+    states = np.concatenate([value[0] for value in lone._before.values()])
+    assert ending.checkpoint.state is not None
+    assert ending.checkpoint.state.tobytes() == states.tobytes()
 
 
 async def test_a_failed_run_fails_its_turns_and_no_others(
@@ -221,7 +247,7 @@ def test_many_rows_send_their_messages_less_often(rows: int, seconds: float) -> 
 
 
 def test_a_run_takes_no_longer_than_a_message_may_wait() -> None:
-    pace = Pace(0.02)
+    pace = Pace(0.02, MAX_STEPS)
     assert pace.steps(1) == MAX_STEPS
     pace.observe(rows=2, steps=4, seconds=0.016)
     assert pace.steps(2) == pace.steps(1) == 5

@@ -244,7 +244,8 @@ def test_every_turn_draws_what_it_draws_alone(
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], NEWLINE, (END,), None)
-    runner = Runner(folder / "engine.onnx", specs, len(CHARACTERS), PLACES)
+    prompt = folder / "prompt.onnx"
+    runner = Runner(folder / "engine.onnx", specs, len(CHARACTERS), PLACES, prompt=prompt)
 
     def engine(clock: Clock) -> Lane:
         loop = cast(asyncio.AbstractEventLoop, Immediate())

@@ -245,6 +245,15 @@ def run_engine(
     return logprobs, {name: outputs[f"next_{name}"] for name in states}
 
 
+def run_prompt(
+    prompt: onnxruntime.InferenceSession, tokens: Tokens, states: Mapping[str, NDArray[Any]]
+) -> States:
+    """The states after tokens [B, T]."""
+    names = [f"next_{name}" for name in states]
+    fed = np.ascontiguousarray(tokens.T, np.int32)
+    return dict(zip(states, prompt.run(names, {"fed": fed, **states}), strict=True))
+
+
 def run_portable(
     portable: onnxruntime.InferenceSession, tokens: Tokens, states: Mapping[str, NDArray[Any]]
 ) -> tuple[Floats, States]:
