@@ -42,7 +42,7 @@ serve: .venv/.serve $(MODELS) ## Export the bundled models and serve them on 127
 	rm -rf .models/$*
 	unrolled-export convert export/models/$* --output .models
 
-test: .venv/.test .venv/.prometheus ## Run all tests
+test: .venv/.test .venv/.programs ## Run all tests
 	pytest $(ARGS)
 
 bench: .venv/.test ## Measure, into .bench/; with FIGURES="served_over ttft" only those
@@ -118,8 +118,8 @@ check-stubs: fresh-stubs ## Fail if the checked-in stubs are not what the contra
 	$(PIP) --requirement requirements/test.txt
 	touch $@
 
-.venv/.prometheus: | .venv/bin/python
-	.ci/get-prometheus .venv/bin && touch $@ || true  # the tests that need them skip
+.venv/.programs: .ci/get-programs | .venv/bin/python
+	.ci/get-programs .venv/bin && touch $@ || true  # the tests that need them skip
 
 .venv-stubs/.ready: requirements/stubs.txt
 	@echo 'Installing the stub generator into .venv-stubs'

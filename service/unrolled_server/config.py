@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from unrolled_server import redis_url
+
 
 class ConfigError(ValueError):
     """A setting is wrong; the message names it, its value and what is allowed."""
@@ -75,8 +77,11 @@ def _folder_to_be(text: str) -> Path:
 
 def _store(text: str) -> str:
     kind, _, path = text.partition(":")
+    if redis_url.is_redis(text):
+        redis_url.check(text)
+        return text
     if text not in ("memory", "sqlite") and not (kind == "sqlite" and path):
-        raise ValueError("memory, sqlite or sqlite:FILE")
+        raise ValueError("memory, sqlite, sqlite:FILE, or a URL redis://, rediss:// or unix://")
     if path and not Path(path).parent.is_dir():
         raise ValueError(f"there is no folder {Path(path).parent}")
     return text
@@ -136,7 +141,10 @@ class Config:
     )
     session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
     store: str = _flag(
-        _store, "sqlite", "where sessions are kept: memory, sqlite:FILE, or sqlite, in --data-dir"
+        _store,
+        "sqlite",
+        "where sessions are kept: memory, sqlite:FILE, sqlite, in --data-dir, or"
+        " redis://HOST:PORT/DB",
     )
     data_dir: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
         _folder_to_be,
@@ -147,6 +155,12 @@ class Config:
         _one_of("full", "normal"),
         "full",
         "full: a turn is on disk before its answer; normal: safe from the server's crash alone",
+    )
+    store_timeout: float = _flag(
+        _some_time, "2s", "how long Redis may take to answer before a call fails"
+    )
+    store_replicas: int = _flag(
+        _natural, "0", "replicas of Redis that are to confirm a turn before its answer"
     )
     seal_key_file: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
         _file, "keys that snapshots of sessions are sealed with; without it there are none"
@@ -213,7 +227,8 @@ def _parsed(parse: Callable[[str], Any], source: str, text: str) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        raise ConfigError(f"{source} {text}: {error}") from error
+        # Not from the error, whose traceback would quote a password.
+        raise ConfigError(f"{source} {redis_url.without_password(text)}: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ nothing of gRPC. One interceptor turns it into a status.
     +-- SnapshotsDisabled     there is no key to seal them
     +-- ModelNotServed        that a stored session is of
     +-- RecordCorrupt         of a stored session
+    +-- Fenced                another server has taken the session over
     +-- StoreFull
     +-- StoreUnavailable
     +-- Unauthenticated       the call has no API key, or an unknown one
@@ -228,6 +229,19 @@ class RecordCorrupt(ServerError):
     def __init__(self, session: str) -> None:
         super().__init__(
             f"session {session!r} is lost: its record does not match its checksum", session=session
+        )
+
+
+class Fenced(ServerError):
+    """The turn was not applied: the session has gone on elsewhere, or may do so."""
+
+    code = "ABORTED"
+    reason = "FENCED"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"session {session!r} was taken over by another server; this turn was not applied",
+            session=session,
         )
 
 

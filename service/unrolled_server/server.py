@@ -35,12 +35,15 @@ from unrolled_server.metrics import ReloadMetrics, RpcMetrics, server_registry
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
 from unrolled_server.models import Models
 from unrolled_server.prefix_cache import PrefixCache
+from unrolled_server.redis_store import RedisStore
+from unrolled_server.redis_url import is_redis, without_password
 from unrolled_server.repository import load_models
 from unrolled_server.runner import RunnerConfig, check_device
 from unrolled_server.running import AnyRunner
 from unrolled_server.services import CompletionService, ModelService, SessionService
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Sessions
+from unrolled_server.shared_sessions import SharedSessions
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.stopping import StopSignals
@@ -58,6 +61,9 @@ LAST_WRITES_SECONDS = 5.0
 EXPIRY_SECONDS = 1.0
 SESSIONS_FILE = "sessions.db"
 """In --data-dir."""
+WATCH_SECONDS = 0.5
+LIVENESS = "liveness"
+"""A service for health checks alone, which serves for as long as the process does."""
 DURABILITY = {"full": Durability.FSYNC, "normal": Durability.PROCESS_CRASH}
 SERVICES = tuple(
     file.DESCRIPTOR.services_by_name[name].full_name
@@ -92,7 +98,7 @@ async def serve(config: Config) -> None:
     access = Access(config)
     stop = StopSignals()
     models = _load(config)
-    sessions = _keeper(config, models)
+    sessions = await _keeper(config, models)
     limits = TurnLimits(
         config.max_tokens, config.max_prompt_bytes, config.max_rows + config.max_waiting
     )
@@ -105,6 +111,7 @@ async def serve(config: Config) -> None:
     port = _bind(server, access, config.host, config.port)
     metrics = _serve_metrics(config, registry)
     await server.start()
+    await checks.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
     await _set_health(checks, any(models.ready()))
     if access.exposes_keys:
         log_event(logger, logging.WARNING, "api_keys_come_in_plain_text", host=config.host)
@@ -121,12 +128,14 @@ async def serve(config: Config) -> None:
     if not any(models.ready()):
         log_event(logger, logging.WARNING, "no_model_is_ready", models=config.models)
     reloaders = access.reloaders(ReloadMetrics(registry))
+    watch = asyncio.create_task(_watch(sessions, models, checks))
     tasks = [
         asyncio.create_task(work)
         for work in (_expire(sessions), *(each.follow() for each in reloaders))
     ]
     await stop.asked.wait()
     log_event(logger, logging.INFO, "draining")
+    watch.cancel()
     await _set_health(checks, False)
     if cut_short := await turns.drain(config.drain_timeout, stop.at_once):
         log_event(logger, logging.WARNING, "turns_cut_short", turns=cut_short)
@@ -159,12 +168,14 @@ def _load(config: Config) -> Models:
     return load_models(config.models, config.max_rows, runner_config, start_engine)
 
 
-def _keeper(config: Config, models: Models) -> SessionKeeper:
+async def _keeper(config: Config, models: Models) -> SessionKeeper:
     """Where sessions are kept. Raises StoreOpenError."""
     kind, _, path = config.store.partition(":")
-    memory = Sessions(config.max_sessions, config.session_ttl, spills=kind == "sqlite")
+    memory = Sessions(config.max_sessions, config.session_ttl, spills=kind != "memory")
     if kind == "memory":
         return SessionKeeper(memory)
+    if is_redis(config.store):
+        return await _shared(config, models, memory)
     file = Path(path) if path else _made_data_dir(config) / SESSIONS_FILE
     try:
         store = SqliteStore(file, DURABILITY[config.store_sync])
@@ -187,6 +198,20 @@ def _made_data_dir(config: Config) -> Path:
         remedy = "choose a folder with --data-dir, or --store memory"
         raise StoreOpenError(f"--store sqlite: {path}: {error.strerror}; {remedy}") from error
     return path
+
+
+async def _shared(config: Config, models: Models, memory: Sessions) -> SessionKeeper:
+    """Sessions in Redis. Raises StoreOpenError."""
+    try:
+        store = RedisStore(config.store, config.store_timeout, config.store_replicas)
+        await store.open()
+    except StoreOpenError as error:
+        raise StoreOpenError(f"--store {error}") from error
+    stored = sum(store.count().values())
+    log_event(
+        logger, logging.INFO, "store_opened", store=without_password(config.store), sessions=stored
+    )
+    return SharedSessions(memory, models, store)
 
 
 async def _close(sessions: SessionKeeper) -> None:
@@ -251,6 +276,17 @@ async def _set_health(checks: health.HealthServicer, serving: bool) -> None:
     status = health_pb2.HealthCheckResponse
     for service in ("", *SERVICES):
         await checks.set(service, status.SERVING if serving else status.NOT_SERVING)
+
+
+async def _watch(sessions: SessionKeeper, models: Models, checks: health.HealthServicer) -> None:
+    """Serve only while sessions can be got at."""
+    was_reachable = True
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        is_reachable = await sessions.is_reachable()
+        if is_reachable != was_reachable:
+            was_reachable = is_reachable
+            await _set_health(checks, is_reachable and any(models.ready()))
 
 
 async def _expire(sessions: SessionKeeper) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unrolled_server.answers import Answer
+from unrolled_server.errors import ServerError, SessionNotFound
 from unrolled_server.models import ServedModel
 from unrolled_server.sessions import Session, Sessions
-from unrolled_server.store import StoreSpace, StoreStats
+from unrolled_server.store import Claim, StoreSpace, StoreStats
 from unrolled_server.types import Checkpoint, Durability, SessionView
 
 
@@ -36,8 +37,11 @@ class SessionKeeper:
         """Sessions in the store by model, name/version."""
         return {}
 
-    async def load(self, name: str) -> Session:
-        """The session of this name. Raises SessionNotFound."""
+    async def load(self, name: str, claim: Claim | None = None) -> Session:
+        """The session of this name, with a claim if a turn is to advance it.
+
+        Raises SessionNotFound.
+        """
         return self.memory.get(name)
 
     async def create(
@@ -67,13 +71,22 @@ class SessionKeeper:
 
     async def commit(
         self, session: Session, past: Checkpoint, answer: Answer | None = None
-    ) -> None:
-        """Move a session that is held to where its turn ended, as durably as `durability` says.
+    ) -> Durability:
+        """Move a session that is held to where its turn ended; how durably, `durability` at least.
 
         Either it has moved when this returns, or nothing has changed. Cancelling the call
         does not stop it. Raises SessionNotFound where the session has ended.
         """
         self.memory.commit(session, past, answer)
+        return self.durability
+
+    def why_ended(self, name: str) -> ServerError:
+        """What a turn fails with whose session ends now."""
+        return SessionNotFound(name)
+
+    async def is_reachable(self) -> bool:
+        """Whether sessions can be got at; if not, that may be over soon."""
+        return True
 
     def release(self, session: Session) -> None:
         """End a turn once its commit, if it came to that, is through."""

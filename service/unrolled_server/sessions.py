@@ -34,6 +34,7 @@ from unrolled_server.records import NEVER, NONE, Block, Records
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.states import StateSlabs
+from unrolled_server.store import Version
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Floats, RequestKey, SessionView
 
@@ -172,6 +173,8 @@ class Sessions:
         # rows that the names say by row.
         self._rows: dict[bytes, int] = {}
         self._homes: dict[int, int] = {}
+        # Only of sessions that other servers may advance too.
+        self._versions: dict[int, Version] = {}
         # Rows, their generations and times of last use: idle sessions, the longest first.
         self._idle: deque[tuple[int, int, float]] = deque()
 
@@ -291,18 +294,46 @@ class Sessions:
         """Sessions that have a turn under way."""
         return len(self._holders)
 
+    def held(self) -> list[bytes]:
+        """IDs of the sessions that have a turn under way."""
+        names = (self._session(row).name for row in self._holders)
+        return [id_ for name in names if (id_ := session_id(name)) is not None]
+
+    def is_held(self, id_: bytes) -> bool:
+        """Whether the session with this ID has a turn under way."""
+        return self._row(id_) in self._holders
+
+    def version(self, id_: bytes) -> Version | None:
+        """Which state of a shared session is in memory; None: none is, or it is not shared."""
+        row = self._row(id_)
+        return None if row is None else self._versions.get(row)
+
+    def set_version(self, session: Session, version: Version) -> None:
+        """What is in memory of a shared session is this state of it."""
+        session.living()
+        self._versions[session.row] = version
+
+    def note_use(self, id_: bytes, used: float) -> None:
+        """The session was used then, perhaps by another server."""
+        if (row := self._row(id_)) is not None:
+            block, index = self._records.find(row)
+            block.used[index] = max(block.used[index], used)
+            if row not in self._holders:
+                block.let_end(index)
+
     def record(
         self, session: Session, past: Checkpoint, answer: Answer | None = None
     ) -> SessionRecord:
         """What is to be stored of a session that moves there now. Raises SessionNotFound."""
         session.living()
         answers = self._answers.get(session.row, b"")
+        version = self._versions.get(session.row)
         facts = SessionFacts(
             name=session.name,
             tenant=self._tenant_names[session.block.tenants[session.index]],
             model=session.model.label,
             fingerprint=session.model.fingerprint,
-            epoch=1,
+            epoch=1 if version is None else version.epoch,
             seed=session.seed,
             position=past.position,
             state_size=session.model.state_size,
@@ -355,6 +386,11 @@ class Sessions:
                 raise AnswerNotKept(session.name, session.position)
             self.replays += 1
         return answer
+
+    def has_answer(self, session: Session, key: RequestKey) -> bool:
+        """Whether this request's turn is on record. Raises RequestIdReused, SessionNotFound."""
+        session.living()
+        return find(self._answers.get(session.row, b""), key) is not None
 
     def commit(
         self, session: Session, checkpoint: Checkpoint, answer: Answer | None = None
@@ -488,6 +524,7 @@ class Sessions:
         of.count -= 1
         self._partials.pop(row, None)
         self._answers.pop(row, None)
+        self._versions.pop(row, None)
         key = bytes(block.key(index))
         if self._homes.pop(row, None) is not None and self._rows.get(key) == row:
             del self._rows[key]

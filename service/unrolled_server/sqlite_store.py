@@ -40,7 +40,7 @@ from unrolled_server.session_record import (
     encode,
     with_use,
 )
-from unrolled_server.store import StoreOpenError, StorePage, StoreSpace, StoreStats
+from unrolled_server.store import Receipt, StoreOpenError, StorePage, StoreSpace, StoreStats
 from unrolled_server.types import Durability
 
 logger = logging.getLogger(__name__)
@@ -130,13 +130,15 @@ class SqliteStore:
         block = volume.f_frsize
         return StoreSpace(used, volume.f_bavail * block, volume.f_blocks * block)
 
-    async def insert(self, record: SessionRecord) -> None:
+    async def insert(self, record: SessionRecord) -> Receipt:
         """Keep a new session."""
         await self._submit(lambda db, changes: _insert(db, changes, record))
+        return Receipt(self.durability)
 
-    async def commit(self, record: SessionRecord) -> None:
+    async def commit(self, record: SessionRecord) -> Receipt:
         """Replace a session's record by that after a turn. Raises SessionNotFound."""
         await self._submit(lambda db, changes: _update(db, changes, record), is_turn=True)
+        return Receipt(self.durability)
 
     async def read(self, id_: bytes, tenant: str) -> SessionRecord | None:
         """A session's record; None: there is none. Raises RecordCorrupt, and keeps raising it."""

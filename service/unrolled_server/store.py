@@ -48,6 +48,44 @@ class StorePage:
     """The ID to go on behind; None: these were the last ones."""
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which state of a session it is, and whether a server may go on from it."""
+
+    epoch: int
+    """That of the server's own claim; 0: it has read the session and not claimed it."""
+    digest: bytes
+    """Of the session's facts, which hold the digest of everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is known of a record that was written."""
+
+    durability: Durability
+    version: Version | None = None
+    """None: nobody else writes, so that nothing has to be told apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A server is about to advance a session, and everybody else's turn on it is refused."""
+
+    expected_position: int | None = None
+    """The claim is not made where the session stands elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A session as a shared store has it now."""
+
+    version: Version
+    used: float
+    """Seconds since the epoch."""
+    record: SessionRecord | None
+    """None: it is what the asking server knows."""
+
+
 class Store(Protocol):
     """Keeps records of sessions by their IDs (`session_names.session_id`).
 
@@ -59,7 +97,7 @@ class Store(Protocol):
 
     @property
     def durability(self) -> Durability:
-        """What records outlive once they are written."""
+        """What records outlive at least once they are written; receipts may say more."""
 
     @property
     def stats(self) -> StoreStats:
@@ -71,10 +109,10 @@ class Store(Protocol):
     def space(self) -> StoreSpace | None:
         """What it takes of its volume; None where that cannot be told. From any thread."""
 
-    async def insert(self, record: SessionRecord) -> None:
+    async def insert(self, record: SessionRecord) -> Receipt:
         """Keep a new session."""
 
-    async def commit(self, record: SessionRecord) -> None:
+    async def commit(self, record: SessionRecord) -> Receipt:
         """Replace a session's record by that after a turn. Raises SessionNotFound."""
 
     async def read(self, id_: bytes, tenant: str) -> SessionRecord | None:
@@ -97,3 +135,38 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Finish what was asked for; nothing is to be asked for any more."""
+
+
+class SharedStore(Store, Protocol):
+    """A store that several servers use, each with a memory that may be behind it.
+
+    A server claims a session before each of its turns, which raises the session's epoch unless
+    the last claim was its own; a commit by an older claim is refused. So two servers never both
+    advance a session, whatever they believe, and however late their writes arrive.
+    """
+
+    name: str
+    """What errors call this store."""
+    timeout: float
+    """Seconds that it may take to answer."""
+
+    async def look(
+        self, id_: bytes, tenant: str, known: Version | None, claim: Claim | None = None
+    ) -> Sight | None:
+        """A tenant's session as it is now, claimed or not; None: there is none.
+
+        Raises RecordCorrupt, ever again.
+        """
+
+    async def commit(self, record: SessionRecord, since: bytes = b"") -> Receipt:
+        """Replace a session's record, whose digest is `since`, by that after a turn.
+
+        The record's epoch is that of the claim. Raises SessionNotFound, Fenced. After
+        StoreUnavailable the record may have been replaced, but it will not be later on.
+        """
+
+    async def hold(self, ids: list[bytes]) -> None:
+        """Turns of these sessions are under way: they are used, and do not end meanwhile."""
+
+    async def ping(self) -> bool:
+        """Whether the store answers in time."""

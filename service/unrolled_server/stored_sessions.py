@@ -27,9 +27,9 @@ from unrolled_server.failpoints import FailpointError, reach
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
-from unrolled_server.session_record import SessionFacts
+from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Session, Sessions
-from unrolled_server.store import Store, StoreSpace, StoreStats
+from unrolled_server.store import Claim, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Durability, SessionView
 
@@ -55,7 +55,7 @@ class StoredSessions(SessionKeeper):
         self._models = models
         self._store = store
         self._clock = clock
-        self._commits: dict[str, asyncio.Task[None]] = {}
+        self._commits: dict[str, asyncio.Task[Durability]] = {}
         """Commits under way by session."""
         self._uses: dict[bytes, float] = {}
         """Uses that the store does not know of yet, by ID."""
@@ -75,7 +75,7 @@ class StoredSessions(SessionKeeper):
         """Sessions in the store by model, name/version."""
         return self._store.count()
 
-    async def load(self, name: str) -> Session:
+    async def load(self, name: str, claim: Claim | None = None) -> Session:
         """The session of this name, in memory from now on.
 
         Raises SessionNotFound, ModelNotServed, RecordCorrupt, StoreUnavailable.
@@ -155,13 +155,13 @@ class StoredSessions(SessionKeeper):
 
     async def commit(
         self, session: Session, past: Checkpoint, answer: Answer | None = None
-    ) -> None:
+    ) -> Durability:
         """Move a session that is held to where its turn ended: in the store, then in memory."""
         name = session.name
         commit = asyncio.ensure_future(self._commit(session, past, answer))
         self._commits[name] = commit
         commit.add_done_callback(lambda _: self._commits.pop(name))
-        await asyncio.shield(commit)
+        return await asyncio.shield(commit)
 
     def release(self, session: Session) -> None:
         """End a turn once its commit, if it came to that, is through."""
@@ -205,22 +205,31 @@ class StoredSessions(SessionKeeper):
         self.memory.hold(session, lambda: None)
         record = self.memory.record(session, self.memory.checkpoint(session))
         try:
-            await self._store.insert(record)
+            receipt = await self._store.insert(record)
         except BaseException:
             self.memory.drop(session.name)
             raise
+        if receipt.version is not None and not session.has_ended:
+            self.memory.set_version(session, receipt.version)
         self.memory.release(session)
 
-    async def _commit(self, session: Session, past: Checkpoint, answer: Answer | None) -> None:
+    async def _commit(
+        self, session: Session, past: Checkpoint, answer: Answer | None
+    ) -> Durability:
         record = self.memory.record(session, past, answer)
         try:
             reach("commit.before_write")
         except FailpointError as error:
             raise StoreUnavailable("failpoint") from error
-        await self._store.commit(record)
+        level = await self._write(session, record)
         reach("commit.before_memory")
         self.memory.commit(session, past, answer)
         reach("commit.before_reply")
+        return level
+
+    async def _write(self, session: Session, record: SessionRecord) -> Durability:
+        """Replace the session's record in the store."""
+        return (await self._store.commit(record)).durability
 
     async def _is_there(self, name: str, id_: bytes) -> bool:
         """Whether there is a session to be ended: not where its idle time is over."""
@@ -276,13 +285,16 @@ class StoredSessions(SessionKeeper):
 
     def _view(self, facts: SessionFacts, wanted: str) -> SessionView | None:
         """The session as callers see it; None where it is over, or of another model."""
-        try:
-            view = self.memory.get(facts.name).view
-        except SessionNotFound:
-            if not self._is_open(facts):
-                return None
-            view = self._stored_view(self._current(facts))
+        view = self._newest_view(facts)
+        if view is None:
+            return None
         return view if wanted in ("", view.model, view.model.rpartition("/")[0]) else None
+
+    def _newest_view(self, facts: SessionFacts) -> SessionView | None:
+        """The session as memory has it, or else as it was stored; None where it is over."""
+        with suppress(SessionNotFound):
+            return self.memory.get(facts.name).view
+        return self._stored_view(self._current(facts)) if self._is_open(facts) else None
 
     def _stored_view(self, facts: SessionFacts) -> SessionView:
         label = facts.model

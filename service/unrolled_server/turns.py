@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeAlias
 
@@ -23,13 +23,14 @@ from unrolled_server.errors import (
     NothingToContinue,
     Overloaded,
     PositionMismatch,
-    SessionNotFound,
+    SessionBusy,
     UnknownText,
 )
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Session
+from unrolled_server.store import Claim
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
     DEFAULT_MAX_TOKENS,
@@ -148,13 +149,13 @@ class ActiveTurn:
         name, level = self._session.name, sessions.durability
         outcome = Outcome(ending, name, self.model.label, seed, level)
         answer = None if self._record is None else self._record(outcome)
-        await sessions.commit(self._session, ending.checkpoint, answer)
-        self._outcome = outcome
+        level = await sessions.commit(self._session, ending.checkpoint, answer)
+        self._outcome = replace(outcome, durability=level)
 
     def _end_with_session(self) -> None:
-        """The session is deleted while its turn is under way."""
+        """The session is deleted, or taken over, while its turn is under way."""
         if self._session is not None:
-            self._turn.receive(SessionNotFound(self._session.name))
+            self._turn.receive(self._turns.sessions.why_ended(self._session.name))
 
 
 class Turns:
@@ -224,9 +225,9 @@ class Turns:
         On a session, what `record` says of the outcome is recorded together with the commit.
         Raises ServerError where the request cannot be served; nothing has changed then.
         """
-        model, session = await self._resolve(request)
         if self.draining.is_set():
             raise Draining
+        model, session = await self._resolve(request)
         if self._of_model[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
         start = FRESH if session is None else self.sessions.memory.checkpoint(session)
@@ -242,14 +243,17 @@ class Turns:
             if request.key is not None:
                 raise InvalidField("request_id", "needs a session")
             return self.models.model(request.model), None
-        session = await self._session(request)
         expected = request.expected_position
+        session = await self._session(request, None if request.reads_only else Claim(expected))
+        if request.key is not None and self.sessions.memory.has_answer(session, request.key):
+            # Since `answered` has looked, an earlier attempt has been committed elsewhere.
+            raise SessionBusy(session.name)
         if expected is not None and expected != session.position:
             raise PositionMismatch(session.name, session.position, expected)
         return session.model, session
 
-    async def _session(self, request: TurnRequest) -> Session:
-        session = await self.sessions.load(request.session)
+    async def _session(self, request: TurnRequest, claim: Claim | None = None) -> Session:
+        session = await self.sessions.load(request.session, claim)
         model = session.model
         if request.model not in ("", model.name, model.label):
             raise InvalidField("model", f"the session is of {model.label}, not {request.model}")

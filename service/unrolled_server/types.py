@@ -33,6 +33,7 @@ class Durability(Enum):
     MEMORY = "MEMORY"
     PROCESS_CRASH = "PROCESS_CRASH"
     FSYNC = "FSYNC"
+    REPLICATED = "REPLICATED"
 
 
 @dataclass(frozen=True, slots=True)

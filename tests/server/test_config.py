@@ -31,6 +31,8 @@ DEFAULTS = {
     "store": "sqlite",
     "data_dir": None,
     "store_sync": "full",
+    "store_timeout": 2.0,
+    "store_replicas": 0,
     "seal_key_file": None,
     "tls_cert": None,
     "tls_key": None,
@@ -67,7 +69,13 @@ GOOD: list[tuple[str, str, Any]] = [
     ("session_ttl", "90", 90.0),
     *(("store", store, store) for store in ("memory", "sqlite", "sqlite:s.db", "sqlite:../a:b")),
     ("data_dir", "no/such/folder", Path("no/such/folder")),
+    *(
+        ("store", url, url)
+        for url in ("redis://h", "redis://:s@h:1/2", "rediss://u:p@h?db=3", "unix:///s.sock?db=1")
+    ),
     *(("store_sync", sync, sync) for sync in ("full", "normal")),
+    ("store_timeout", "500ms", 0.5),
+    ("store_replicas", "2", 2),
     ("seal_key_file", "/dev/null", Path("/dev/null")),
     ("api_key_file", "/dev/null", Path("/dev/null")),
     ("flush_tokens", "1", 1),
@@ -106,8 +114,17 @@ BAD = [
         for name in ("session_ttl", "flush_interval", "write_timeout")
         for text in ("soon", "-1s", "1 h", "1w", "h", ".5s", "1.s", "1e3", "inf", "nan", "1h30m")
     ),
-    *(("write_timeout", text, "more than 0") for text in ("0", "0s", "0.0ms")),
-    *(("store", text, "memory, sqlite or sqlite:FILE") for text in ("sqlite:", "redis:", "/a")),
+    *(
+        (name, text, "more than 0")
+        for name in ("write_timeout", "store_timeout")
+        for text in ("0", "0s", "0.0ms")
+    ),
+    ("store_replicas", "-1", "at least 0"),
+    *(("store", text, "memory, sqlite, sqlite:FILE, or a URL") for text in ("sqlite:", "/a")),
+    *(("store", text, "HOST[:PORT]") for text in ("redis:", "redis:///1", "rediss:h", "unix://")),
+    ("store", "redis://h:99999", "0-65535"),
+    *(("store", text, "not a number") for text in ("redis://h/one", "unix:///s?db=x")),
+    ("store", "redis://h?socket_timeout=9", "unknown option socket_timeout"),
     ("data_dir", __file__, "not a folder"),
     ("store", "sqlite:no/such/folder/sessions.db", "no folder no/such/folder"),
     *(("store_sync", text, "full, normal") for text in ("FULL", "off")),

@@ -15,7 +15,7 @@ from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionRecord
 from unrolled_server.sessions import Session, Sessions
-from unrolled_server.store import StorePage, StoreStats
+from unrolled_server.store import Receipt, StorePage, StoreStats
 from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.types import Checkpoint, Durability
 from unrolled_server.vocabulary import CharacterVocabulary
@@ -68,15 +68,17 @@ class DictStore:
     def space(self) -> None:
         return None
 
-    async def insert(self, record: SessionRecord) -> None:
+    async def insert(self, record: SessionRecord) -> Receipt:
         await self._turn()
         self.records[id_of(record.facts.name)] = record
+        return Receipt(self.durability)
 
-    async def commit(self, record: SessionRecord) -> None:
+    async def commit(self, record: SessionRecord) -> Receipt:
         await self._turn()
         if id_of(record.facts.name) not in self.records:
             raise SessionNotFound(record.facts.name)
         self.records[id_of(record.facts.name)] = record
+        return Receipt(self.durability)
 
     async def read(self, id_: bytes, tenant: str) -> SessionRecord | None:
         await self._turn()

@@ -19,7 +19,7 @@ def program(name: str, remedy: str) -> str:
     return found
 
 
-FETCHED = ".ci/get-prometheus could not fetch it"
+FETCHED = ".ci/get-programs could not fetch it"
 
 
 def promtool() -> str:

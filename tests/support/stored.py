@@ -28,10 +28,12 @@ class Serving:
 
 
 @contextmanager
-def serving(models: Path, store: Path, *flags: str, failpoints: str = "") -> Iterator[Serving]:
-    """A server whose store is this file; killed at the end."""
+def serving(
+    models: Path, store: Path | str, *flags: str, failpoints: str = ""
+) -> Iterator[Serving]:
+    """A server whose store is this file, or at this URL; killed at the end."""
     environment = {"UNROLLED_FAILPOINTS": failpoints}
-    flags = ("--store", f"sqlite:{store}", *flags)
+    flags = ("--store", store if isinstance(store, str) else f"sqlite:{store}", *flags)
     with (
         running_server(models, *flags, environment=environment) as server,
         connected(server.address) as stubs,

@@ -1,0 +1,136 @@
+"""What Redis does in one step: scripts in Lua, each on the keys of one session, or on the indexes.
+
+    unrolled:{ID}                  hash: a session
+        facts, body                as `session_record` has them
+        tenant, position           as in the facts
+        epoch                      of the last claim; that in the facts is of the last commit's
+        used                       seconds since the epoch, the last use: not before the facts' own
+        ttl                        seconds; 0: it never expires
+    unrolled:{ID}:damaged          a session whose record is not what was written, put aside
+    unrolled:{index}:ends          sorted set: IDs by when they were to end, seconds; +inf: never
+    unrolled:{index}:tenant:NAME   sorted set: IDs of a tenant's sessions, all with score 0
+    unrolled:{index}:sessions      hash: ID to model and tenant
+    unrolled:{index}:models        hash: sessions by model
+
+Redis ends sessions, by their keys' expiry. The indexes follow: an entry may outlive its session
+until somebody meets it. A session's keys share a hash tag, and so do the indexes.
+"""
+
+from __future__ import annotations
+
+LOOK = """
+local asked, epoch, digest, held_until, expected = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[1], 'tenant', 'epoch', 'facts', 'used', 'position')
+local tenant, current, facts, used, position = unpack(found)
+if not tenant then
+    return redis.call('HGET', KEYS[2], 'tenant') == asked and {'damaged'} or {'none'}
+end
+if tenant ~= asked then return {'none'} end
+local is_same = string.sub(facts, -16) == digest
+local is_mine = is_same and current == epoch
+if held_until ~= '' and (expected == '' or expected == position) then
+    if not is_mine then
+        redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+        current = redis.call('HGET', KEYS[1], 'epoch')
+        is_mine = true
+    end
+    redis.call('PEXPIREAT', KEYS[1], held_until, 'GT')
+end
+local seen = {'here', is_mine and current or '0', used}
+if not is_same then
+    seen[4], seen[5] = facts, redis.call('HGET', KEYS[1], 'body')
+end
+return seen
+"""
+"""KEYS: session, the same put aside. ARGV: tenant; epoch and digest that the caller knows, or ''
+twice; until when a claim holds the session, in ms, or '' without a claim; the position that it is
+made at, or ''. Returns 'none', 'damaged', or 'here', the epoch of the caller's claim or 0, and the
+last use; then facts and body if the caller does not know them."""
+
+_IN_TIME = """
+local time = redis.call('TIME')
+if time[1] * 1000000 + time[2] > tonumber(ARGV[1]) then return 'late' end
+"""
+
+_WRITE = """
+redis.call('HSET', KEYS[1], 'facts', facts, 'body', body, 'tenant', tenant,
+           'position', position, 'epoch', epoch, 'used', used, 'ttl', ttl)
+if ends == '' then
+    redis.call('PERSIST', KEYS[1])
+else
+    redis.call('PEXPIREAT', KEYS[1], ends)
+end
+return 'done'
+"""
+
+_RECORD = "local facts, body, tenant, position, epoch, used, ttl, ends = unpack(ARGV, 2, 9)\n"
+
+INSERT = _IN_TIME + _RECORD + _WRITE
+"""KEYS: session. ARGV: when it is too late, in us of Redis's clock; facts, body, tenant, position,
+epoch, used, ttl; when it ends, in ms, or ''. Returns 'done' or 'late'."""
+
+COMMIT = (
+    _IN_TIME
+    + _RECORD
+    + """
+local current, before = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'facts'))
+if not current then return 'gone' end
+local since = ARGV[10]
+if current ~= epoch or (since ~= '' and string.sub(before, -16) ~= since) then return 'fenced' end
+"""
+    + _WRITE
+)
+"""KEYS and ARGV as of INSERT; then the digest of the record that it follows, or ''. Returns 'done',
+'late', 'gone' where there is no such session, or 'fenced'."""
+
+USE = """
+local used, held_until = unpack(ARGV)
+local known, ttl = unpack(redis.call('HMGET', KEYS[1], 'used', 'ttl'))
+if not known then return end
+if tonumber(used) > tonumber(known) then redis.call('HSET', KEYS[1], 'used', used) end
+if tonumber(ttl) > 0 then
+    local ends = string.format('%.0f', math.ceil((used + ttl) * 1000))
+    redis.call('PEXPIREAT', KEYS[1], ends, 'GT')
+    if held_until ~= '' then redis.call('PEXPIREAT', KEYS[1], held_until, 'GT') end
+end
+"""
+"""KEYS: session. ARGV: when it was used, in seconds; until when it is held, in ms, or ''."""
+
+PUT_ASIDE = """
+if redis.call('HGET', KEYS[1], 'facts') ~= ARGV[1] then return 0 end
+redis.call('RENAME', KEYS[1], KEYS[2])
+redis.call('PERSIST', KEYS[2])
+return 1
+"""
+"""KEYS: session, the same put aside. ARGV: the facts that it was found with. Returns whether they
+were still there."""
+
+ENTER = """
+local id, tenant, model, ends = unpack(ARGV)
+redis.call('ZADD', KEYS[1], ends, id)
+redis.call('ZADD', KEYS[4], 0, id)
+if redis.call('HSET', KEYS[2], id, model .. '\\n' .. tenant) == 1 then
+    redis.call('HINCRBY', KEYS[3], model, 1)
+end
+"""
+"""KEYS: ends, sessions, models, the tenant's sessions. ARGV: ID, tenant, model, end in seconds."""
+
+LEAVE = """
+local left = 0
+for _, id in ipairs(ARGV) do
+    local entry = redis.call('HGET', KEYS[2], id)
+    redis.call('ZREM', KEYS[1], id)
+    if entry then
+        local model, tenant = string.match(entry, '^([^\\n]*)\\n(.*)$')
+        redis.call('HDEL', KEYS[2], id)
+        redis.call('ZREM', 'unrolled:{index}:tenant:' .. tenant, id)
+        if redis.call('HINCRBY', KEYS[3], model, -1) <= 0 then
+            redis.call('HDEL', KEYS[3], model)
+        end
+        left = left + 1
+    end
+end
+return left
+"""
+"""KEYS: ends, sessions, models. ARGV: IDs of sessions that have ended. Returns how many of them
+were in the indexes."""

@@ -1,0 +1,87 @@
+"""A real Redis server process, and what tests do to it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from support.calls import SECONDS
+from support.metrics import eventually
+from support.programs import FETCHED, program
+
+
+class RunningRedis:
+    """A Redis server in a folder that has its socket and its data. It answers once this is made."""
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        self.folder = folder
+        self._socket = folder / "redis.sock"
+        self._command = [
+            *(program("redis-server", FETCHED), "--port", "0", "--unixsocket", str(self._socket)),
+            *("--dir", str(folder), "--logfile", str(folder / "log"), "--save", "", *settings),
+        ]
+        self.process = self._started()
+
+    @property
+    def url(self) -> str:
+        """What --store takes."""
+        return f"unix://{self._socket}?db=0"
+
+    @contextmanager
+    def client(self) -> Iterator[Redis]:
+        """A connection of its own."""
+        with Redis(unix_socket_path=str(self._socket), socket_timeout=SECONDS) as client:
+            yield client
+
+    def stop(self) -> None:
+        """Let it stand still: connections stay open, and nothing is answered."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on with what has come meanwhile."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """End it, stopped or not; what it has not written is lost."""
+        self.process.kill()
+        self.process.wait()
+
+    def save(self) -> bytes:
+        """What it has now, as the file that it starts from."""
+        with self.client() as client:
+            client.save()
+        return (self.folder / "dump.rdb").read_bytes()
+
+    def start(self) -> None:
+        """Start it again, from the file in its folder; returns once it answers."""
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        self._socket.unlink(missing_ok=True)
+        process = subprocess.Popen(self._command)
+        eventually(lambda: process.poll() is not None or self._answers(), "Redis answers")
+        assert process.poll() is None, (self.folder / "log").read_text()
+        return process
+
+    def _answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except (RedisConnectionError, FileNotFoundError):
+            return False
+
+
+@contextmanager
+def running_redis(folder: Path, *settings: str) -> Iterator[RunningRedis]:
+    """A Redis server with these settings, as on its command line; ended on exit."""
+    redis = RunningRedis(folder, *settings)
+    try:
+        yield redis
+    finally:
+        redis.end()
