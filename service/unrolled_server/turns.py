@@ -23,6 +23,7 @@ from unrolled_server.errors import (
     NothingToContinue,
     Overloaded,
     PositionMismatch,
+    ServerError,
     SessionBusy,
     UnknownText,
 )
@@ -82,6 +83,8 @@ class ActiveTurn:
         self._session = None if reads_only else session
         self._turn = Turn(task)
         self._outcome: Outcome | None = None
+        self._lost: ServerError | None = None
+        """Why the session ended while the turn was under way."""
 
     @property
     def outcome(self) -> Outcome:
@@ -146,6 +149,9 @@ class ActiveTurn:
         if self._session is None:
             self._outcome = Outcome(ending, "", self.model.label, seed)
             return
+        if self._lost is not None:
+            # After the last message from the engine, and before this.
+            raise self._lost
         name, level = self._session.name, sessions.durability
         outcome = Outcome(ending, name, self.model.label, seed, level)
         answer = None if self._record is None else self._record(outcome)
@@ -155,7 +161,8 @@ class ActiveTurn:
     def _end_with_session(self) -> None:
         """The session is deleted, or taken over, while its turn is under way."""
         if self._session is not None:
-            self._turn.receive(self._turns.sessions.why_ended(self._session.name))
+            self._lost = self._turns.sessions.why_ended(self._session.name)
+            self._turn.receive(self._lost)
 
 
 class Turns:

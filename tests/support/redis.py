@@ -53,13 +53,15 @@ class RunningRedis:
         self.process.wait()
 
     def save(self) -> bytes:
-        """What it has now, as the file that it starts from."""
+        """What it has now."""
         with self.client() as client:
             client.save()
         return (self.folder / "dump.rdb").read_bytes()
 
-    def start(self) -> None:
-        """Start it again, from the file in its folder; returns once it answers."""
+    def start(self, saved: bytes | None = None) -> None:
+        """Start it again, from what is in its folder, or was saved; returns once it answers."""
+        if saved is not None:
+            (self.folder / "dump.rdb").write_bytes(saved)
         self.process = self._started()
 
     def _started(self) -> subprocess.Popen[bytes]:
