@@ -38,6 +38,8 @@ Behaviour: TypeAlias = Callable[..., Any]
 OPEN_SERVICES = ("grpc.health.v1.", "grpc.reflection.")
 """Beginnings of methods that take no API key."""
 REQUEST_ID = "x-request-id"
+REASON = "unrolled-reason"
+"""A trailer with the reason of an error, for proxies: what they log, and send elsewhere."""
 _ACCEPTABLE_ID = re.compile(r"[!-~]{1,128}")
 """What a caller may name its call: longer ids, or such with spaces, would be a nuisance in logs."""
 
@@ -143,7 +145,8 @@ def _time_left(context: Context) -> bool:
 async def _abort(context: Context, error: ServerError) -> None:
     # to_status packs the google.rpc.Status into the trailer that clients unpack.
     status = rpc_status.to_status(status_of(error))
-    trailers = (*status.trailing_metadata, *context.trailing_metadata())
+    reason = (REASON, error.reason)
+    trailers = (*status.trailing_metadata, *context.trailing_metadata(), reason)
     try:
         await context.abort(status.code, status.details, trailers)
     except grpc.aio.InternalError as gone:

@@ -80,6 +80,8 @@ OPTIONS = (
     # A port that somebody else listens on is an error, not to be shared silently.
     ("grpc.so_reuseport", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Proxies ping also while they have no call to make.
+    ("grpc.keepalive_permit_without_calls", 1),
 )
 
 

@@ -35,7 +35,7 @@ from support.calls import (
 )
 from support.metrics import Metrics
 from support.models import Repository
-from support.server import RunningServer, running_server
+from support.server import RunningServer, running_server, wait_for_event
 from unrolled.v1.completion_pb2 import (
     CompleteEvent,
     CompleteRequest,
@@ -71,15 +71,6 @@ def fields_of(line: str) -> dict[str, str]:
     pairs = dict(PAIR.findall(line))
     assert "".join(match[0] for match in PAIR.finditer(line)) == line
     return {k: json.loads(v) if v.startswith('"') else v for k, v in pairs.items()}
-
-
-def wait_for_event(server: RunningServer, event: str) -> None:
-    """Read the log up to a line."""
-    assert server.process.stderr is not None
-    for line in server.process.stderr:
-        if fields_of(line.rstrip("\n"))["event"] == event:
-            return
-    raise AssertionError(f"the server ended without {event}")
 
 
 @contextmanager

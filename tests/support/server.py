@@ -81,6 +81,16 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> RunningServer:
     raise RuntimeError(f"the server ended with {process.wait()}: {''.join(log)}")
 
 
+def wait_for_event(server: RunningServer, event: str) -> None:
+    """Read the server's log up to the line of this event."""
+    if server.process.stderr is None:
+        raise RuntimeError("the server's log is not a pipe")
+    for line in server.process.stderr:
+        if _value(line, "event") == event:
+            return
+    raise AssertionError(f"the server ended without {event}")
+
+
 def _value(line: str, key: str) -> str:
     """A fact of a line of the log, whichever its format; empty where it lacks it."""
     if line.startswith("{"):
