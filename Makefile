@@ -21,12 +21,12 @@ EXPORTER := $(shell find export/unrolled_export -name '*.py' -not -path '*/train
 PROTOS := $(patsubst proto/%,%,$(wildcard proto/unrolled/v1/*.proto))
 SERVICES := $(patsubst proto/%,%,$(shell grep --files-with-matches '^service ' proto/unrolled/v1/*.proto))
 
-.PHONY: help serve test bench bench-cuda stubs fresh-stubs format clean
+.PHONY: help serve test bench bench-cuda torture stubs fresh-stubs format clean
 .PHONY: lint lint-style lint-format lint-types lint-imports lint-contract check-stubs
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
-	@echo 'serve, test and bench pass ARGS on:  make test ARGS="-k session"'
+	@echo 'serve, test, bench and torture pass ARGS on:  make test ARGS="-k session"'
 
 # --- Running -----------------------------------------------------------------------------------
 
@@ -47,6 +47,9 @@ test: .venv/.test .venv/.programs ## Run all tests
 
 bench: .venv/.test ## Measure, into .bench/; with FIGURES="served_over ttft" only those
 	PYTHONPATH=tests python -m bench --output .bench $(ARGS) $(FIGURES)
+
+torture: .venv/.test ## Kill servers under load, 200 times, and check what every restart serves
+	PYTHONPATH=tests python -m torture --output .torture $(ARGS)
 
 # `--prepare` writes only the graphs, for a machine that has a device and no onnx.
 bench-cuda: .venv/.test ## Check and time a CUDA device in one call, into .bench/cuda/
@@ -129,4 +132,4 @@ check-stubs: fresh-stubs ## Fail if the checked-in stubs are not what the contra
 	touch $@
 
 clean: ## Remove environments, exported models and caches
-	rm -rf .venv .venv-stubs .models .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-stubs .models .bench .torture .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

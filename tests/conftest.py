@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
-from support.models import RECIPES, Repository, build, export
+from support.models import Repository, make_repository
 from support.server import RunningServer, running_server
 
 # Where a test does not say where its server keeps sessions, it leaves nothing behind.
@@ -17,13 +16,7 @@ os.environ["UNROLLED_STORE"] = "memory"
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """The models of `support.models.RECIPES`. Not to be changed by tests."""
-    torch.set_num_threads(1)
-    work, path = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("models")
-    models = {}
-    for recipe in RECIPES:
-        models[recipe.name] = build(recipe)
-        export(models[recipe.name], recipe, work, path)
-    return Repository(path, models, {recipe.name: recipe for recipe in RECIPES})
+    return make_repository(tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -273,60 +272,6 @@ def test_a_turn_whose_commit_failed_has_not_advanced(
         lone.tell("c")
         answer = here.stubs.completions.Complete(request, timeout=SECONDS)
         assert (answer.text, answer.outcome.replayed) == (lone.draw(4), False)
-
-
-PLACES = (
-    "commit.before_write",
-    "store.before_write",
-    "store.before_commit",
-    "store.after_commit",
-    "commit.before_memory",
-    "commit.before_reply",
-)
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_killed_server_loses_no_turn_and_doubles_none(
-    repository: Repository, store: Path, place: str
-) -> None:
-    """Eight streams; the server kills itself at a step of some commit, and all carry on."""
-    lone = [LoneSession(repository, "lstm", seed) for seed in range(8)]
-    done = [0] * len(lone)
-    with serving(repository.path, store, failpoints=f"{place}=kill:11") as first:
-        names = [first.stubs.create("lstm", seed=seed) for seed in range(len(lone))]
-        pending = [True]
-        while any(pending):
-            calls = [
-                first.stubs.completions.Complete.future(asked(name, count), timeout=SECONDS)
-                for name, count in zip(names, done, strict=True)
-            ]
-            pending = []
-            for number, call in enumerate(calls):
-                if call.exception() is None:
-                    check(call.result(), lone[number])
-                    done[number] += 1
-                pending.append(call.exception() is None)
-        assert first.server.process.wait(SECONDS) == -signal.SIGKILL
-    with serving(repository.path, store) as second:
-        for number, name in enumerate(names):
-            position = second.stubs.position(name)
-            assert position in (done[number] * 8, (done[number] + 1) * 8)
-            again = second.stubs.completions.Complete(asked(name, done[number]), timeout=SECONDS)
-            assert again.outcome.replayed == (position > done[number] * 8)
-            check(again, lone[number])
-            check(second.stubs.completions.Complete(asked(name, 99), timeout=SECONDS), lone[number])
-
-
-def asked(name: str, number: int) -> CompleteRequest:
-    """Turn `number` of a session: eight tokens."""
-    return CompleteRequest(session=name, prompt="ab", max_tokens=6, request_id=f"turn {number}")
-
-
-def check(answer: CompleteResponse, lone: LoneSession) -> None:
-    """The answer to the next turn of a session."""
-    lone.tell("ab")
-    assert answer.text == lone.draw(6)
-    assert answer.outcome.position == lone.position
 
 
 # A small disk

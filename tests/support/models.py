@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,3 +101,13 @@ class Repository:
     path: Path
     models: dict[str, TorchModel]
     recipes: dict[str, Recipe]
+
+
+def make_repository(work: Path, path: Path, names: Collection[str] = ()) -> Repository:
+    """The models of RECIPES, or those of these names, exported into `path`."""
+    torch.set_num_threads(1)
+    recipes = {recipe.name: recipe for recipe in RECIPES if recipe.name in names or not names}
+    models = {name: build(recipe) for name, recipe in recipes.items()}
+    for name, recipe in recipes.items():
+        export(models[name], recipe, work, path)
+    return Repository(path, models, recipes)

@@ -1,0 +1,94 @@
+"""The server's sessions and turns in this process, without gRPC: for very many sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from unrolled_server.engine import Engine
+from unrolled_server.lane import Delivery, Lane
+from unrolled_server.models import Models
+from unrolled_server.prefix_cache import PrefixCache
+from unrolled_server.repository import load_models
+from unrolled_server.runner import RunnerConfig
+from unrolled_server.running import AnyRunner
+from unrolled_server.sessions import Session, Sessions
+from unrolled_server.sqlite_store import SqliteStore
+from unrolled_server.stored_sessions import StoredSessions
+from unrolled_server.turns import TurnLimits, Turns
+from unrolled_server.types import TurnRequest
+from unrolled_server.vocabulary import Vocabulary
+
+AT_ONCE = 256
+"""Sessions that are made at the same time."""
+IDLE_SECONDS = 30 * 86400.0
+"""After which sessions end."""
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """What there is of a server."""
+
+    models: Models
+    sessions: StoredSessions
+    turns: Turns
+
+    async def create(self, model: str, seed: int | None = None) -> Session:
+        """A new session, stored."""
+        return await self.sessions.create(self.models.model(model), seed)
+
+    async def complete(self, session: str, prompt: str, drawn: int) -> list[int]:
+        """A turn of the session of this name; returns the drawn tokens."""
+        request = TurnRequest("", session, prompt, "prompt", drawn)
+        tokens: list[int] = []
+        async with await self.turns.begin(request) as turn:
+            async for delta in turn:
+                tokens += delta.token_ids
+        return tokens
+
+
+@asynccontextmanager
+async def in_process(models: Path, store: Path, max_sessions: int) -> AsyncIterator[InProcess]:
+    """Serve these models' sessions from this file, as many in memory; one thread runs a model."""
+    loop = asyncio.get_running_loop()
+
+    def start(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
+        engine = Engine([Lane(label, r, vocabulary, AT_ONCE, Delivery(), loop) for r in runners])
+        engine.start()
+        return engine
+
+    served = load_models(models, AT_ONCE, RunnerConfig("cpu", 1), start)
+    memory = Sessions(max_sessions, IDLE_SECONDS, spills=True)
+    sessions = StoredSessions(memory, served, SqliteStore(store))
+    limits, prefixes = TurnLimits(1024, 1024, AT_ONCE), PrefixCache(0)
+    try:
+        yield InProcess(served, sessions, Turns(served, sessions, limits, prefixes))
+    finally:
+        await sessions.close()
+        for model in served.ready():
+            model.engine.close()
+
+
+async def fill(
+    here: InProcess, model: str, seeds: Sequence[int], made: Callable[[], None]
+) -> list[str]:
+    """Make a session of each seed, and have it take a turn: one told, one drawn.
+
+    Returns their names in the order of the seeds. Each calls `made`.
+    """
+    names, left = [""] * len(seeds), iter(enumerate(seeds))
+
+    async def make() -> None:
+        for place, seed in left:
+            session = await here.create(model, seed)
+            names[place] = session.name
+            await here.complete(session.name, "a", 1)
+            made()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(make())
+    return names
