@@ -25,6 +25,10 @@ def _port(text: str) -> int:
     return value
 
 
+def _metrics_port(text: str) -> int | None:
+    return None if text == "off" else _port(text)
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -122,7 +126,9 @@ class Config:
     )
     host: str = _flag(_text, "127.0.0.1", "address to listen on")
     port: int = _flag(_port, "50051", "gRPC port; 0 takes a free one")
-    metrics_port: int = _flag(_port, "9464", "Prometheus port; 0 takes a free one")
+    metrics_port: int | None = _flag(
+        _metrics_port, "9464", "Prometheus port; 0 takes a free one, off records nothing"
+    )
     device: str = _flag(
         _one_of("auto", "cpu", "cuda"), "auto", "cpu, cuda, or auto: cuda where it works"
     )

@@ -25,7 +25,7 @@ from grpc_status import rpc_status
 from unrolled_server.api_keys import ApiKeys
 from unrolled_server.errors import InvalidField, ServerError
 from unrolled_server.logs import log_event, request_id
-from unrolled_server.metrics import RpcMetrics
+from unrolled_server.metrics import NoRpcMetrics, RpcMetrics
 from unrolled_server.status import InternalError, status_of
 from unrolled_server.tenants import tenant
 
@@ -48,7 +48,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method, whatever streams."""
 
     def __init__(
-        self, metrics: RpcMetrics, keys: Callable[[], ApiKeys | None] = lambda: None
+        self,
+        metrics: RpcMetrics | NoRpcMetrics,
+        keys: Callable[[], ApiKeys | None] = lambda: None,
     ) -> None:
         """`keys`: those that are good now; None where none is asked for."""
         self._metrics = metrics
@@ -61,8 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
         if handler is None:
-            self._metrics.started.labels("other").inc()
-            self._metrics.handled.labels("other", "UNIMPLEMENTED").inc()
+            self._metrics.unknown()
             return None
         method = str(handler_call_details.method).removeprefix("/")
         return _rebuilt(handler, self._wrapped(method, _behaviour(handler), _parser(handler)))
@@ -90,7 +91,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         request_id.set(name)
         context.set_trailing_metadata(((REQUEST_ID, name),))
         started = time.perf_counter()
-        self._metrics.started.labels(method).inc()
+        self._metrics.begin(method)
         code = "OK"
         failure: ServerError | None = None
         try:
@@ -109,8 +110,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             logger.exception("call_failed", extra={"fields": {"method": method}})
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.handled.labels(method, code).inc()
-            self._metrics.seconds.labels(method).observe(seconds)
+            self._metrics.end(method, code, seconds)
             log_event(logger, logging.DEBUG, "call", method=method, code=code, seconds=seconds)
         if failure is not None:
             # Counted before: the status of an unread stream leaves when its reader reads.

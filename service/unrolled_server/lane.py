@@ -69,8 +69,10 @@ class Lane:
         delivery: Delivery,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.perf_counter,
+        stats: EngineStats | None = None,
     ) -> None:
-        self.stats = EngineStats()
+        """stats: where it counts; None: in new ones."""
+        self.stats = EngineStats() if stats is None else stats
         self._name = name
         self._runner = runner
         self._vocabulary = vocabulary

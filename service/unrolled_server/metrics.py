@@ -39,19 +39,43 @@ class RpcMetrics:
     """Calls as the interceptor sees them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.started = Counter(
+        self._started = Counter(
             "unrolled_rpc_started", "Calls begun.", ["method"], registry=registry
         )
-        self.handled = Counter(
+        self._handled = Counter(
             "unrolled_rpc_handled", "Calls ended.", ["method", "code"], registry=registry
         )
-        self.seconds = Histogram(
+        self._seconds = Histogram(
             "unrolled_rpc_duration_seconds",
             "Time from the begin of a call to its end.",
             ["method"],
             buckets=RPC_SECONDS,
             registry=registry,
         )
+
+    def begin(self, method: str) -> None:
+        """A call has begun."""
+        self._started.labels(method).inc()
+
+    def end(self, method: str, code: str, seconds: float) -> None:
+        """A call has ended, `seconds` after it began."""
+        self._handled.labels(method, code).inc()
+        self._seconds.labels(method).observe(seconds)
+
+    def unknown(self) -> None:
+        """Somebody called a method that is not there."""
+        self._started.labels("other").inc()
+        self._handled.labels("other", "UNIMPLEMENTED").inc()
+
+
+class NoRpcMetrics:
+    """The same where nobody asks for metrics."""
+
+    def begin(self, method: str) -> None: ...
+
+    def end(self, method: str, code: str, seconds: float) -> None: ...
+
+    def unknown(self) -> None: ...
 
 
 class ReloadMetrics:

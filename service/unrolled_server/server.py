@@ -31,7 +31,7 @@ from unrolled_server.errors import ServerError
 from unrolled_server.interceptor import CallInterceptor
 from unrolled_server.lane import Delivery, Lane
 from unrolled_server.logs import log_event
-from unrolled_server.metrics import ReloadMetrics, RpcMetrics, server_registry
+from unrolled_server.metrics import NoRpcMetrics, ReloadMetrics, RpcMetrics, server_registry
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
 from unrolled_server.models import Models
 from unrolled_server.prefix_cache import PrefixCache
@@ -46,6 +46,7 @@ from unrolled_server.sessions import Sessions
 from unrolled_server.shared_sessions import SharedSessions
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.sqlite_store import SqliteStore
+from unrolled_server.stats import EngineStats, Tally, Unasked
 from unrolled_server.stopping import StopSignals
 from unrolled_server.store import StoreOpenError
 from unrolled_server.stored_sessions import StoredSessions
@@ -108,7 +109,8 @@ async def serve(config: Config) -> None:
     turns = Turns(models, sessions, limits, prefixes)
     registry = server_registry(models, sessions, prefixes, config.max_rows, config.max_waiting)
     checks = health.HealthServicer()
-    interceptor = CallInterceptor(RpcMetrics(registry), access.keys)
+    calls = NoRpcMetrics() if config.metrics_port is None else RpcMetrics(registry)
+    interceptor = CallInterceptor(calls, access.keys)
     server = _server(config, turns, Snapshots(sessions, models, access.sealer), interceptor, checks)
     port = _bind(server, access, config.host, config.port)
     metrics = _serve_metrics(config, registry)
@@ -124,7 +126,7 @@ async def serve(config: Config) -> None:
         version=version("unrolled"),
         grpc=_address(config.host, port),
         tls=access.has_tls,
-        metrics=f"http://{_address(config.host, metrics.port)}{PATH}",
+        metrics=_metrics_url(config, metrics),
         models=sum(1 for _ in models.ready()),
     )
     if not any(models.ready()):
@@ -147,22 +149,31 @@ async def serve(config: Config) -> None:
     await _close(sessions)
     for model in models.ready():
         model.engine.close()
-    metrics.close()
+    if metrics is not None:
+        metrics.close()
     log_event(logger, logging.INFO, "stopped")
 
 
 def _load(config: Config) -> Models:
     delivery = Delivery(config.flush_tokens, config.flush_interval, config.flush_rate)
     loop = asyncio.get_running_loop()
+    tally = Unasked if config.metrics_port is None else Tally
 
     def start_engine(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
         rows, more = divmod(config.max_rows, len(runners))
-        engine = Engine(
-            [
-                Lane(label, runner, vocabulary, rows + (place < more), delivery, loop)
-                for place, runner in enumerate(runners)
-            ]
-        )
+        lanes = [
+            Lane(
+                label,
+                runner,
+                vocabulary,
+                rows + (place < more),
+                delivery,
+                loop,
+                stats=EngineStats(tally),
+            )
+            for place, runner in enumerate(runners)
+        ]
+        engine = Engine(lanes)
         engine.start()
         return engine
 
@@ -257,7 +268,9 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _serve_metrics(config: Config, registry: CollectorRegistry) -> MetricsEndpoint:
+def _serve_metrics(config: Config, registry: CollectorRegistry) -> MetricsEndpoint | None:
+    if config.metrics_port is None:
+        return None
     try:
         return MetricsEndpoint(config.host, config.metrics_port, registry)
     except OSError as error:
@@ -272,6 +285,10 @@ async def _end_calls(server: grpc.aio.Server, at_once: asyncio.Event) -> None:
     if not ending.done():
         await server.stop(None)
     await ending
+
+
+def _metrics_url(config: Config, metrics: MetricsEndpoint | None) -> str:
+    return "off" if metrics is None else f"http://{_address(config.host, metrics.port)}{PATH}"
 
 
 async def _set_health(checks: health.HealthServicer, serving: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 LATENCY = (
@@ -39,10 +39,18 @@ class Tally:
         return list(zip(names, map(float, accumulate(self._counts)), strict=True))
 
 
+class Unasked(Tally):
+    """A histogram that nobody reads: it stays empty."""
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count nothing."""
+
+
 class EngineStats:
     """Counters of one lane, or of several together."""
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Callable[[tuple[float, ...]], Tally] = Tally) -> None:
+        """`tally`: what makes its histograms."""
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.scored_tokens = 0
@@ -50,10 +58,10 @@ class EngineStats:
         self.waiting = 0
         self.parked = 0
         self.failures = 0
-        self.first_token = Tally(LATENCY)
-        self.inter_token = Tally(LATENCY)
-        self.batch = Tally(BATCH)
-        self.parts = {part: Tally(LATENCY) for part in ("run", "host", "delivery")}
+        self.first_token = tally(LATENCY)
+        self.inter_token = tally(LATENCY)
+        self.batch = tally(BATCH)
+        self.parts = {part: tally(LATENCY) for part in ("run", "host", "delivery")}
 
     def add(self, other: EngineStats) -> None:
         """Count what `other` has counted."""

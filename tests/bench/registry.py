@@ -9,6 +9,7 @@ from bench import (
     latency,
     long_prompts,
     long_sessions,
+    metrics_cost,
     over_bare,
     over_others,
     session_memory,
@@ -21,6 +22,7 @@ GROUPS: tuple[Group, ...] = (
     *latency.groups(),
     *long_prompts.groups(),
     *long_sessions.groups(),
+    *metrics_cost.groups(),
     *arithmetic.groups(),
     *session_memory.groups(),
 )

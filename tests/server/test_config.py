@@ -54,6 +54,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("port", "65535", 65535),
     ("metrics_port", "0", 0),
     ("metrics_port", "9000", 9000),
+    ("metrics_port", "off", None),
     *(("device", device, device) for device in ("auto", "cpu", "cuda")),
     ("threads", "0", 0),
     ("threads", "3", 3),

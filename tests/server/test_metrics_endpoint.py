@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import urllib.error
 import urllib.request
 from importlib.metadata import version
+from pathlib import Path
 
 import onnxruntime
 import pytest
-from support.calls import SECONDS, Stubs
+from support.calls import SECONDS, Stubs, connected, refused
 from support.metrics import Metrics
 from support.models import Repository
 from support.server import RunningServer, running_server
+from unrolled.v1.completion_pb2 import CompleteRequest
 
 
 def get(url: str, path: str, method: str = "GET") -> tuple[int, str, str]:
@@ -69,6 +73,30 @@ def test_nothing_says_when_it_was_made(stubs: Stubs, metrics: Metrics) -> None:
 def test_what_is_running(metrics: Metrics) -> None:
     facts = {"version": version("unrolled"), "onnxruntime": onnxruntime.__version__}
     assert metrics.value("unrolled_build_info", **facts) == 1
+
+
+def listening(pid: int) -> int:
+    """Sockets of a process that take connections (proc(5), net/tcp: state 0A is LISTEN)."""
+    process = Path(f"/proc/{pid}")
+    tables = [(process / "net" / name).read_text() for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table.splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
+    return sum(os.readlink(file) in sockets for file in (process / "fd").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_metrics_that_are_off(repository: Repository, server: RunningServer) -> None:
+    assert listening(server.process.pid) == 2
+    with (
+        running_server(repository.path, "--metrics-port", "off") as running,
+        connected(running.address) as stubs,
+    ):
+        assert running.metrics_url == "off"
+        assert listening(running.process.pid) == 1
+        turn = CompleteRequest(model="lstm", prompt="a", max_tokens=5)
+        assert len(stubs.completions.Complete(turn, timeout=SECONDS).token_ids) == 5
+        assert refused(stubs.completions.Complete, CompleteRequest(model="x")).code == "NOT_FOUND"
+        assert running.terminate()[0] == 0
 
 
 def test_limits(repository: Repository) -> None:
