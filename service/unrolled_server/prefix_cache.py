@@ -3,7 +3,7 @@
 A recurrent model's state after n tokens stands for all of them, and helps only prompts that agree
 on all of them. So every prompt is remembered at the same lengths, whoever sends it: each BLOCK
 tokens at first, then each 1/32 of what came before. Prompts that part anywhere behind the first
-BLOCK find a state there at most 1/32 of the way back, and one of a million tokens leaves 256
+BLOCK find a state there at most 1/32 of the way back, and one of a million tokens leaves 253
 states, not 4,000, so that it cannot drive out everybody else's.
 
 All is remembered at first sight; least recently used goes first. (Marconi: Pan et al., MLSys
@@ -29,7 +29,7 @@ FINENESS = 32
 """A prompt agrees with what is remembered of another up to 1/32 of what they share, or BLOCK."""
 SHARE = 8
 """One prompt leaves at most the eighth part of all bytes behind."""
-ENTRY_BYTES = 512
+ENTRY_BYTES = 320
 """What an entry takes beside its state: key, array, place in the dictionary."""
 
 

@@ -16,19 +16,25 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
-from unrolled_server import scheduler
+from unrolled_server import prefix_cache, scheduler
+from unrolled_server.engine import Engine
 from unrolled_server.lane import Delivery, Lane
+from unrolled_server.models import ServedModel
+from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.runner import Runner, StateSpec
-from unrolled_server.turn import Task, Turn
-from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Sampling
+from unrolled_server.turn import Recall, Task, Turn
+from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Prefix, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
 
 PLACES = 5
+CACHE_BYTES = 60_000
+"""Some 55 states: few enough to be driven out, and several for each prompt."""
 NEWLINE = CHARACTERS.index("\n")
 END = CHARACTERS.index("q")
+SHARED = np.random.default_rng(0).integers(0, len(CHARACTERS), 300)
 
 
 class Immediate:
@@ -67,8 +73,11 @@ class Watched(Turn):
         """Take what has come out of the inbox."""
         self.taken = self._handed
 
-    def receive(self, message: Delta | Ending | Exception) -> None:
+    def receive(self, message: Delta | Ending | Exception | Prefix) -> None:
         assert not isinstance(message, Exception)
+        if isinstance(message, Prefix):
+            super().receive(message)
+            return
         assert self.ending is None
         if isinstance(message, Ending):
             self.ending = message
@@ -86,6 +95,8 @@ class Kind:
 
     seed: int
     told: int
+    shared: int
+    """Of the told tokens, those that other turns are told as well."""
     draws: int
     how: Draw
     stops: tuple[str, ...]
@@ -95,7 +106,8 @@ class Kind:
 kinds = st.builds(
     Kind,
     seed=st.integers(0, 2**64 - 1),
-    told=st.one_of(st.integers(0, 20), st.sampled_from([255, 256, 257, 300])),
+    told=st.one_of(st.integers(0, 60), st.sampled_from([255, 256, 257, 300])),
+    shared=st.sampled_from([0, 7, 9, 17, 40, 300, 300]),
     draws=st.integers(0, 70),
     how=st.sampled_from([Draw(), Draw(0.0), Draw(0.7, top_k=5), Draw(1.3, top_p=0.8)]),
     stops=st.sampled_from([(), (), ("e",), ("th", "zz"), ("a\n", "er")]),
@@ -104,17 +116,28 @@ kinds = st.builds(
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Hypothesis drives; `make_engine` and `run` are set by the test."""
+    """Hypothesis drives; `make_engine`, `run` and `model` are set by the test."""
 
     make_engine: Callable[[Clock], Lane]
     run: LoneRun
+    model: ServedModel
+    hits = 0
+    """Of all machines."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
         self.engine = type(self).make_engine(self.clock)
+        self.prefixes = PrefixCache(CACHE_BYTES)
         self.turns: list[Watched] = []
         self.over: list[Watched] = []
+
+    @initialize()
+    def warm(self) -> None:
+        """What others begin with is known."""
+        self._submit(Kind(0, 60, 60, 0, Draw(), (), None), None)
+        while self.turns[0].ending is None:
+            self.engine.step()
 
     @rule(kind=kinds)
     def begin(self, kind: Kind) -> None:
@@ -173,14 +196,19 @@ class EngineMachine(RuleBasedStateMachine):
             lone = past.lone.copy(kind.seed)
             catch_up(lone, past)
         told = np.random.default_rng(kind.seed).integers(0, len(CHARACTERS), kind.told)
+        told[: kind.shared] = SHARED[: kind.told][: kind.shared]
         told[told == END] = NEWLINE
         for token in told.tolist():
             lone.tell(token)
         how = kind.how
         sampling = Sampling(kind.seed, how.temperature, how.top_k, how.top_p, how.min_p)
+        recall = Recall()
+        if start.pending is None:
+            recall = self.prefixes.recall(type(self).model, told.astype(np.int32))
+            type(self).hits += recall.known is not None
         task = Task(
             start, told.astype(np.int32), kind.draws, sampling, kind.stops, kind.logprobs,
-            scores=False, keeps_partial=True,
+            scores=False, keeps_partial=True, recall=recall,
         )  # fmt: skip
         turn = Watched(task, lone, len(lone.tokens))
         self.turns.append(turn)
@@ -240,6 +268,7 @@ def test_every_turn_draws_what_it_draws_alone(
 ) -> None:
     # So few that readers are behind now and then.
     monkeypatch.setattr(scheduler, "MAX_UNREAD", 6)
+    monkeypatch.setattr(prefix_cache, "BLOCK", 8)
     folder = repository.path / "lstm" / "1"
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
@@ -254,6 +283,9 @@ def test_every_turn_draws_what_it_draws_alone(
     class Machine(EngineMachine):
         make_engine = staticmethod(engine)
         run = LoneRun(folder)
+        model = ServedModel(
+            "lstm", 1, "f", runner.state_size, vocabulary, cast(Engine, None), "cpu"
+        )
 
     run_state_machine_as_test(
         Machine,
@@ -264,3 +296,4 @@ def test_every_turn_draws_what_it_draws_alone(
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+    assert Machine.hits
