@@ -127,10 +127,15 @@ class Client:
         *,
         seed: int | None = None,
         idle_ttl: float | timedelta | None = None,
+        undo: bool = False,
         timeout: float | None = None,
     ) -> Session:
-        """A new, empty session. `idle_ttl`: seconds without use after which it ends."""
-        request = requests.create_session(model, seed, idle_ttl)
+        """A new, empty session.
+
+        `idle_ttl`: seconds without use after which it ends. `undo`: keep where it stood before its
+        last turn, so that `rewind` can take that back; it takes twice the memory then.
+        """
+        request = requests.create_session(model, seed, idle_ttl, undo)
         response = self._connection.unary(self._connection.sessions.CreateSession, request, timeout)
         return Session(self._connection, response.session, owned=True)
 
@@ -139,13 +144,14 @@ class Client:
         snapshot: bytes,
         *,
         idle_ttl: float | timedelta | None = None,
+        undo: bool = False,
         timeout: float | None = None,
     ) -> Session:
         """A new session that stands where the one stood that `snapshot` was exported from.
 
-        `idle_ttl`: seconds without use after which it ends.
+        `idle_ttl`, `undo`: as of `create_session`.
         """
-        request = requests.import_session(snapshot, idle_ttl)
+        request = requests.import_session(snapshot, idle_ttl, undo)
         response = self._connection.unary(self._connection.sessions.ImportSession, request, timeout)
         return Session(self._connection, response.session, owned=True)
 
@@ -280,10 +286,15 @@ class AsyncClient:
         *,
         seed: int | None = None,
         idle_ttl: float | timedelta | None = None,
+        undo: bool = False,
         timeout: float | None = None,
     ) -> SessionOpening:
-        """A new, empty session. `idle_ttl`: seconds without use after which it ends."""
-        request = requests.create_session(model, seed, idle_ttl)
+        """A new, empty session.
+
+        `idle_ttl`: seconds without use after which it ends. `undo`: keep where it stood before its
+        last turn, so that `rewind` can take that back; it takes twice the memory then.
+        """
+        request = requests.create_session(model, seed, idle_ttl, undo)
 
         async def create() -> AsyncSession:
             response = await self._connection.unary(
@@ -298,13 +309,14 @@ class AsyncClient:
         snapshot: bytes,
         *,
         idle_ttl: float | timedelta | None = None,
+        undo: bool = False,
         timeout: float | None = None,
     ) -> SessionOpening:
         """A new session that stands where the one stood that `snapshot` was exported from.
 
-        `idle_ttl`: seconds without use after which it ends.
+        `idle_ttl`, `undo`: as of `create_session`.
         """
-        request = requests.import_session(snapshot, idle_ttl)
+        request = requests.import_session(snapshot, idle_ttl, undo)
 
         async def restore() -> AsyncSession:
             response = await self._connection.unary(

@@ -43,10 +43,18 @@ class Conversation:
         self._call.add_callback(functools.partial(self._commands.put, None))
 
     def open(
-        self, model: str | None = None, *, session: str | None = None, seed: int | None = None
+        self,
+        model: str | None = None,
+        *,
+        session: str | None = None,
+        seed: int | None = None,
+        undo: bool = False,
     ) -> str:
-        """A new session of `model`, or the existing `session`; answered by `opened`."""
-        return self._send(requests.open_command(model, session, seed))
+        """A new session of `model`, or the existing `session`; answered by `opened`.
+
+        `undo` keeps where a new session stood before its last turn, for `rewind`.
+        """
+        return self._send(requests.open_command(model, session, seed, undo))
 
     def feed(
         self, text: Prompt, *, expected_position: int | None = None, request_id: str | None = None
@@ -69,6 +77,14 @@ class Conversation:
         """Tells text, advancing the session; answered by `score` and `outcome`."""
         command = requests.score_command(text, logprobs, expected_position, request_id)
         return self._send(command)
+
+    def checkpoint(self, checkpoint: str, *, expected_position: int | None = None) -> str:
+        """Gives the place where the session stands a name; answered by `checkpointed`."""
+        return self._send(requests.checkpoint_command(checkpoint, expected_position))
+
+    def rewind(self, checkpoint: str | None = None, *, expected_position: int | None = None) -> str:
+        """Takes the session to a checkpoint, or its last turn back; answered by `rewound`."""
+        return self._send(requests.rewind_command(checkpoint, expected_position))
 
     def stop(self) -> str:
         """Ends the completion in progress; what was delivered stands."""
@@ -126,10 +142,18 @@ class AsyncConversation:
         )
 
     async def open(
-        self, model: str | None = None, *, session: str | None = None, seed: int | None = None
+        self,
+        model: str | None = None,
+        *,
+        session: str | None = None,
+        seed: int | None = None,
+        undo: bool = False,
     ) -> str:
-        """A new session of `model`, or the existing `session`; answered by `opened`."""
-        return await self._send(requests.open_command(model, session, seed))
+        """A new session of `model`, or the existing `session`; answered by `opened`.
+
+        `undo` keeps where a new session stood before its last turn, for `rewind`.
+        """
+        return await self._send(requests.open_command(model, session, seed, undo))
 
     async def feed(
         self, text: Prompt, *, expected_position: int | None = None, request_id: str | None = None
@@ -154,6 +178,16 @@ class AsyncConversation:
         """Tells text, advancing the session; answered by `score` and `outcome`."""
         command = requests.score_command(text, logprobs, expected_position, request_id)
         return await self._send(command)
+
+    async def checkpoint(self, checkpoint: str, *, expected_position: int | None = None) -> str:
+        """Gives the place where the session stands a name; answered by `checkpointed`."""
+        return await self._send(requests.checkpoint_command(checkpoint, expected_position))
+
+    async def rewind(
+        self, checkpoint: str | None = None, *, expected_position: int | None = None
+    ) -> str:
+        """Takes the session to a checkpoint, or its last turn back; answered by `rewound`."""
+        return await self._send(requests.rewind_command(checkpoint, expected_position))
 
     async def stop(self) -> str:
         """Ends the completion in progress; what was delivered stands."""

@@ -10,10 +10,13 @@ from google.protobuf.duration_pb2 import Duration
 
 from unrolled.v1.completion_pb2 import CompleteRequest, ConverseRequest, ScoreRequest, TokenIds
 from unrolled.v1.session_pb2 import (
+    CheckpointSessionRequest,
     CreateSessionRequest,
+    DeleteCheckpointRequest,
     ExportSessionRequest,
     ForkSessionRequest,
     ImportSessionRequest,
+    RewindSessionRequest,
 )
 
 # Text, or token ids of the model's vocabulary.
@@ -74,9 +77,9 @@ def score(
 
 
 def create_session(
-    model: str, seed: int | None, idle_ttl: float | timedelta | None
+    model: str, seed: int | None, idle_ttl: float | timedelta | None, undo: bool
 ) -> CreateSessionRequest:
-    return CreateSessionRequest(model=model, seed=seed, idle_ttl=_duration(idle_ttl))
+    return CreateSessionRequest(model=model, seed=seed, idle_ttl=_duration(idle_ttl), undo=undo)
 
 
 def fork_session(name: str, seed: int | None) -> ForkSessionRequest:
@@ -87,12 +90,38 @@ def export_session(name: str, ttl: float | timedelta | None) -> ExportSessionReq
     return ExportSessionRequest(name=name, ttl=_duration(ttl))
 
 
-def import_session(snapshot: bytes, idle_ttl: float | timedelta | None) -> ImportSessionRequest:
-    return ImportSessionRequest(snapshot=snapshot, idle_ttl=_duration(idle_ttl))
+def import_session(
+    snapshot: bytes, idle_ttl: float | timedelta | None, undo: bool
+) -> ImportSessionRequest:
+    return ImportSessionRequest(snapshot=snapshot, idle_ttl=_duration(idle_ttl), undo=undo)
 
 
-def open_command(model: str | None, session: str | None, seed: int | None) -> ConverseRequest:
-    return ConverseRequest(open=ConverseRequest.Open(model=model, session=session, seed=seed))
+def checkpoint_session(
+    name: str, checkpoint: str, expected_position: int | None
+) -> CheckpointSessionRequest:
+    return CheckpointSessionRequest(
+        name=name, checkpoint=checkpoint, expected_position=expected_position
+    )
+
+
+def rewind_session(
+    name: str, checkpoint: str | None, expected_position: int | None
+) -> RewindSessionRequest:
+    _refuse_empty(checkpoint)
+    return RewindSessionRequest(
+        name=name, checkpoint=checkpoint, expected_position=expected_position
+    )
+
+
+def delete_checkpoint(name: str, checkpoint: str) -> DeleteCheckpointRequest:
+    return DeleteCheckpointRequest(name=name, checkpoint=checkpoint)
+
+
+def open_command(
+    model: str | None, session: str | None, seed: int | None, undo: bool
+) -> ConverseRequest:
+    opening = ConverseRequest.Open(model=model, session=session, seed=seed, undo=undo)
+    return ConverseRequest(open=opening)
 
 
 def feed_command(
@@ -113,6 +142,22 @@ def score_command(
 
 def stop_command() -> ConverseRequest:
     return ConverseRequest(stop=ConverseRequest.Stop())
+
+
+def checkpoint_command(checkpoint: str, expected_position: int | None) -> ConverseRequest:
+    command = ConverseRequest.Checkpoint(checkpoint=checkpoint, expected_position=expected_position)
+    return ConverseRequest(checkpoint=command)
+
+
+def rewind_command(checkpoint: str | None, expected_position: int | None) -> ConverseRequest:
+    _refuse_empty(checkpoint)
+    command = ConverseRequest.Rewind(checkpoint=checkpoint, expected_position=expected_position)
+    return ConverseRequest(rewind=command)
+
+
+def _refuse_empty(checkpoint: str | None) -> None:
+    if checkpoint == "":
+        raise ValueError("a checkpoint has a name; None takes the last turn back")
 
 
 def _feed(

@@ -128,6 +128,43 @@ class Session(_Facts):
             self._connection.sessions.ExportSession, request, timeout
         ).snapshot
 
+    def checkpoint(
+        self,
+        checkpoint: str,
+        *,
+        expected_position: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Gives the place where the session stands a name, for `rewind`; moves one of this name."""
+        request = requests.checkpoint_session(self.name, checkpoint, expected_position)
+        response = self._connection.unary(
+            self._connection.sessions.CheckpointSession, request, timeout
+        )
+        self.info = response.session
+
+    def rewind(
+        self,
+        checkpoint: str | None = None,
+        *,
+        expected_position: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Takes the session to one of its checkpoints, or takes its last turn back.
+
+        The latter once after each turn, of a session that was made with `undo`.
+        """
+        request = requests.rewind_session(self.name, checkpoint, expected_position)
+        response = self._connection.unary(self._connection.sessions.RewindSession, request, timeout)
+        self.info = response.session
+
+    def delete_checkpoint(self, checkpoint: str, *, timeout: float | None = None) -> None:
+        """Forgets a checkpoint; the session stays where it is."""
+        request = requests.delete_checkpoint(self.name, checkpoint)
+        response = self._connection.unary(
+            self._connection.sessions.DeleteCheckpoint, request, timeout
+        )
+        self.info = response.session
+
     def refresh(self, *, timeout: float | None = None) -> None:
         """Asks the server for `info` and thereby `position`."""
         request = GetSessionRequest(name=self.name)
@@ -240,6 +277,45 @@ class AsyncSession(_Facts):
             self._connection.sessions.ExportSession, request, timeout
         )
         return response.snapshot
+
+    async def checkpoint(
+        self,
+        checkpoint: str,
+        *,
+        expected_position: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Gives the place where the session stands a name, for `rewind`; moves one of this name."""
+        request = requests.checkpoint_session(self.name, checkpoint, expected_position)
+        response = await self._connection.unary(
+            self._connection.sessions.CheckpointSession, request, timeout
+        )
+        self.info = response.session
+
+    async def rewind(
+        self,
+        checkpoint: str | None = None,
+        *,
+        expected_position: int | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Takes the session to one of its checkpoints, or takes its last turn back.
+
+        The latter once after each turn, of a session that was made with `undo`.
+        """
+        request = requests.rewind_session(self.name, checkpoint, expected_position)
+        response = await self._connection.unary(
+            self._connection.sessions.RewindSession, request, timeout
+        )
+        self.info = response.session
+
+    async def delete_checkpoint(self, checkpoint: str, *, timeout: float | None = None) -> None:
+        """Forgets a checkpoint; the session stays where it is."""
+        request = requests.delete_checkpoint(self.name, checkpoint)
+        response = await self._connection.unary(
+            self._connection.sessions.DeleteCheckpoint, request, timeout
+        )
+        self.info = response.session
 
     async def refresh(self, *, timeout: float | None = None) -> None:
         """Asks the server for `info` and thereby `position`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unrolled_server.errors import RequestIdReused
 from unrolled_server.types import RequestKey
@@ -17,8 +17,9 @@ MAX_ANSWERS = 4
 MAX_BYTES = 64 << 10
 """Of a session's answers together, their keys not counted."""
 
-HEADER = struct.Struct("<H32sII")
-"""Bytes of the request id, the payload's hash, bytes of `said` and of `outcome`; these follow."""
+HEADER = struct.Struct("<H32sIIQQ")
+"""Bytes of the request id, the payload's hash, bytes of `said` and of `outcome`, era, position;
+id, `said` and `outcome` follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,10 @@ class Answer:
     """What came before the outcome; empty where nothing did."""
     outcome: bytes = b""
     """Empty where the answer was too large to keep."""
+    era: int = 0
+    """The session's when the turn was committed."""
+    position: int = 0
+    """The session's after the turn."""
 
     @property
     def is_kept(self) -> bool:
@@ -44,11 +49,18 @@ class Answer:
 def with_answer(record: bytes, answer: Answer) -> bytes:
     """The record with one more answer: the oldest make room, and what cannot fit leaves its key."""
     if answer.size > MAX_BYTES:
-        answer = Answer(answer.key)
+        answer = replace(answer, said=b"", outcome=b"")
     answers = [*_answers(record), answer][-MAX_ANSWERS:]
     while sum(kept.size for kept in answers) > MAX_BYTES:
         del answers[0]
     return b"".join(map(_packed, answers))
+
+
+def committed_by(record: bytes, era: int, position: int) -> bytes:
+    """The record without answers to turns that were committed later than this."""
+    answers = _answers(record)
+    stand = (one for one in answers if (one.era, one.position) <= (era, position))
+    return b"".join(map(_packed, stand))
 
 
 def find(record: bytes, key: RequestKey) -> Answer | None:
@@ -67,17 +79,19 @@ def find(record: bytes, key: RequestKey) -> Answer | None:
 def _packed(answer: Answer) -> bytes:
     request_id = answer.key.request_id.encode()
     sizes = len(answer.said), len(answer.outcome)
-    header = HEADER.pack(len(request_id), answer.key.payload, *sizes)
+    committed = answer.era, answer.position
+    header = HEADER.pack(len(request_id), answer.key.payload, *sizes, *committed)
     return header + request_id + answer.said + answer.outcome
 
 
 def _answers(record: bytes) -> Iterator[Answer]:
     start = 0
     while start < len(record):
-        id_bytes, payload, said, outcome = HEADER.unpack_from(record, start)
+        id_bytes, payload, said, outcome, *committed = HEADER.unpack_from(record, start)
         id_start = start + HEADER.size
         said_start = id_start + id_bytes
         outcome_start = said_start + said
         start = outcome_start + outcome
         key = RequestKey(record[id_start:said_start].decode(), payload)
-        yield Answer(key, record[said_start:outcome_start], record[outcome_start:start])
+        parts = record[said_start:outcome_start], record[outcome_start:start]
+        yield Answer(key, *parts, *committed)

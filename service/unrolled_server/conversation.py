@@ -24,11 +24,15 @@ from unrolled_server.status import InternalError, status_of
 from unrolled_server.turns import ActiveTurn, Turns
 from unrolled_server.types import TurnRequest
 from unrolled_server.wire import (
+    checkpoint_id,
     complete_turn,
     delta_message,
+    expected_position,
     feed_turn,
     outcome_message,
+    rewind_target,
     session_message,
+    standing_message,
 )
 
 Request = completion_pb2.ConverseRequest
@@ -170,8 +174,12 @@ class Conversation:
             await self._complete(command, complete_turn(message.complete))
         elif command.kind == "feed":
             await self._complete(command, feed_turn(message.feed, session, scores=False))
-        else:
+        elif command.kind == "score":
             await self._score(command, feed_turn(message.score, session, scores=True))
+        elif command.kind == "checkpoint":
+            await self._checkpoint(command, session)
+        else:
+            await self._rewind(command, session)
 
     async def _open(self, command: Command) -> None:
         opening = command.message.open
@@ -181,10 +189,12 @@ class Conversation:
         if opening.session:
             if seed is not None:
                 raise InvalidField("seed", "an existing session keeps its seed")
+            if opening.undo:
+                raise InvalidField("undo", "is for a new session: an existing one stays as made")
             self._session = await self._turns.sessions.load(opening.session)
         else:
             model = self._turns.models.model(opening.model)
-            self._session = await self._turns.sessions.create(model, seed)
+            self._session = await self._turns.sessions.create(model, seed, undo=opening.undo)
         await self._event(command, opened=session_message(self._session.view))
 
     async def _complete(self, command: Command, request: TurnRequest) -> None:
@@ -220,6 +230,22 @@ class Conversation:
         await self._event(command, score=scores.response(turn.model.label))
         await self._event(command, outcome=outcome_message(turn.outcome))
 
+    async def _checkpoint(self, command: Command, session: str) -> None:
+        message, sessions = command.message.checkpoint, self._turns.sessions
+        id_ = checkpoint_id(message)
+        view, level = await sessions.change(
+            session, expected_position(message), lambda standing: standing.marked(id_)
+        )
+        await self._event(command, checkpointed=standing_message(view, level))
+
+    async def _rewind(self, command: Command, session: str) -> None:
+        message, sessions = command.message.rewind, self._turns.sessions
+        id_ = rewind_target(message)
+        view, level = await sessions.change(
+            session, expected_position(message), lambda standing: standing.rewound(id_)
+        )
+        await self._event(command, rewound=standing_message(view, level))
+
     async def _event(
         self,
         command: Command,
@@ -229,6 +255,8 @@ class Conversation:
         score: completion_pb2.ScoreResponse | None = None,
         outcome: completion_pb2.Outcome | None = None,
         error: status_pb2.Status | None = None,
+        checkpointed: Response.Standing | None = None,
+        rewound: Response.Standing | None = None,
     ) -> None:
         await self._send(
             Response(
@@ -238,5 +266,7 @@ class Conversation:
                 score=score,
                 outcome=outcome,
                 error=error,
+                checkpointed=checkpointed,
+                rewound=rewound,
             )
         )

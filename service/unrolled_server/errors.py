@@ -12,6 +12,9 @@ nothing of gRPC. One interceptor turns it into a status.
     +-- ModelNotFound
     +-- SessionNotFound
     +-- SessionBusy
+    +-- CheckpointNotFound
+    +-- TooManyCheckpoints
+    +-- NothingToUndo         no turn, or not kept where it began
     +-- PositionMismatch
     +-- AnswerNotKept         of a turn that was run before
     +-- NothingToContinue
@@ -123,6 +126,42 @@ class SessionBusy(ServerError):
 
     def __init__(self, session: str) -> None:
         super().__init__(f"session {session!r} has another turn under way", session=session)
+
+
+class CheckpointNotFound(ServerError):
+    code = "NOT_FOUND"
+    reason = "CHECKPOINT_NOT_FOUND"
+
+    def __init__(self, session: str, checkpoint: str) -> None:
+        super().__init__(
+            f"session {session!r} has no checkpoint {checkpoint!r}",
+            session=session,
+            checkpoint=checkpoint,
+        )
+
+
+class TooManyCheckpoints(ServerError):
+    code = "FAILED_PRECONDITION"
+    reason = "TOO_MANY_CHECKPOINTS"
+
+    def __init__(self, session: str, limit: int) -> None:
+        super().__init__(
+            f"session {session!r} has {limit} checkpoints, its limit: delete one",
+            session=session,
+            limit=str(limit),
+        )
+
+
+class NothingToUndo(ServerError):
+    code = "FAILED_PRECONDITION"
+    reason = "NOTHING_TO_UNDO"
+
+    def __init__(self, session: str) -> None:
+        super().__init__(
+            f"session {session!r} has no turn to take back: it has had none since it was made or"
+            " rewound, or was not made with `undo`",
+            session=session,
+        )
 
 
 class PositionMismatch(ServerError):

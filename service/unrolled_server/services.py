@@ -31,11 +31,14 @@ from unrolled_server.snapshots import Snapshots
 from unrolled_server.turns import Turns
 from unrolled_server.wire import (
     check_answer_size,
+    checkpoint_id,
     complete_turn,
     delta_message,
+    expected_position,
     export_message,
     idle_ttl,
     outcome_message,
+    rewind_target,
     score_turn,
     session_message,
     snapshot_ttl,
@@ -123,7 +126,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CreateSessionResponse:
         model = self._models.model(_needed("model", request.model))
         seed = request.seed if request.HasField("seed") else None
-        session = await self._sessions.create(model, seed, idle_ttl(request))
+        session = await self._sessions.create(model, seed, idle_ttl(request), undo=request.undo)
         return session_pb2.CreateSessionResponse(session=session_message(session.view))
 
     async def GetSession(
@@ -161,8 +164,36 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     async def ImportSession(
         self, request: session_pb2.ImportSessionRequest, context: Context
     ) -> session_pb2.ImportSessionResponse:
-        session = await self._snapshots.restore(request.snapshot, idle_ttl(request))
+        ttl, undo = idle_ttl(request), request.undo
+        session = await self._snapshots.restore(request.snapshot, ttl, undo=undo)
         return session_pb2.ImportSessionResponse(session=session_message(session.view))
+
+    async def CheckpointSession(
+        self, request: session_pb2.CheckpointSessionRequest, context: Context
+    ) -> session_pb2.CheckpointSessionResponse:
+        name, id_ = _needed("name", request.name), checkpoint_id(request)
+        session, _ = await self._sessions.change(
+            name, expected_position(request), lambda standing: standing.marked(id_)
+        )
+        return session_pb2.CheckpointSessionResponse(session=session_message(session))
+
+    async def RewindSession(
+        self, request: session_pb2.RewindSessionRequest, context: Context
+    ) -> session_pb2.RewindSessionResponse:
+        name, id_ = _needed("name", request.name), rewind_target(request)
+        session, _ = await self._sessions.change(
+            name, expected_position(request), lambda standing: standing.rewound(id_)
+        )
+        return session_pb2.RewindSessionResponse(session=session_message(session))
+
+    async def DeleteCheckpoint(
+        self, request: session_pb2.DeleteCheckpointRequest, context: Context
+    ) -> session_pb2.DeleteCheckpointResponse:
+        name, id_ = _needed("name", request.name), checkpoint_id(request)
+        session, _ = await self._sessions.change(
+            name, None, lambda standing: standing.unmarked(id_)
+        )
+        return session_pb2.DeleteCheckpointResponse(session=session_message(session))
 
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Context

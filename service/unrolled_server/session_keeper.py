@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unrolled_server.answers import Answer
-from unrolled_server.errors import ServerError, SessionNotFound
+from unrolled_server.errors import PositionMismatch, ServerError, SessionNotFound
 from unrolled_server.models import ServedModel
 from unrolled_server.sessions import Session, Sessions
+from unrolled_server.standing import Change, Standing
 from unrolled_server.store import Claim, StoreSpace, StoreStats
 from unrolled_server.types import Checkpoint, Durability, SessionView
+
+
+def check_position(session: Session, expected: int | None) -> None:
+    """Raises PositionMismatch where the session is to stand somewhere else."""
+    if expected is not None and expected != session.position:
+        raise PositionMismatch(session.name, session.position, expected)
 
 
 class SessionKeeper:
@@ -45,16 +52,27 @@ class SessionKeeper:
         return self.memory.get(name)
 
     async def create(
-        self, model: ServedModel, seed: int | None = None, idle_ttl: float | None = None
+        self,
+        model: ServedModel,
+        seed: int | None = None,
+        idle_ttl: float | None = None,
+        *,
+        undo: bool = False,
     ) -> Session:
         """A new session at the zero state. Raises TooManySessions."""
-        return self.memory.create(model, seed, idle_ttl)
+        return self.memory.create(model, seed, idle_ttl, undo=undo)
 
     async def restore(
-        self, model: ServedModel, past: Checkpoint, seed: int, idle_ttl: float | None
+        self,
+        model: ServedModel,
+        past: Checkpoint,
+        seed: int,
+        idle_ttl: float | None,
+        *,
+        undo: bool = False,
     ) -> Session:
         """A new session that stands where another one stood. Raises TooManySessions."""
-        return self.memory.restore(model, past, seed, idle_ttl)
+        return self.memory.restore(model, past, seed, idle_ttl, undo=undo)
 
     async def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
@@ -77,7 +95,27 @@ class SessionKeeper:
         Either it has moved when this returns, or nothing has changed. Cancelling the call
         does not stop it. Raises SessionNotFound where the session has ended.
         """
-        self.memory.commit(session, past, answer)
+        return await self._move(session, self.memory.standing(session).after_turn(past, answer))
+
+    async def change(
+        self, name: str, expected_position: int | None, change: Change
+    ) -> tuple[SessionView, Durability]:
+        """Do to a session what is no turn, as atomically; how it is then, and how durably.
+
+        Raises PositionMismatch, SessionBusy, and what `load`, `change` and `commit` do.
+        """
+        session = await self.load(name, Claim(expected_position))
+        check_position(session, expected_position)
+        self.memory.hold(session, lambda: None)
+        try:
+            level = await self._move(session, change(self.memory.standing(session)))
+        finally:
+            self.release(session)
+        return session.view, level
+
+    async def _move(self, session: Session, standing: Standing) -> Durability:
+        """Replace all that changes of a session that is held; see `commit`."""
+        self.memory.move(session, standing)
         return self.durability
 
     def why_ended(self, name: str) -> ServerError:

@@ -4,29 +4,32 @@ Two parts, so that a listing reads no states: facts, which say what the session 
 digest of the other part, and the body, which holds what its next turn starts from. Facts end
 with a digest of themselves. All numbers are little-endian.
 
-    facts   FACTS, tenant and model (each a text behind its length in two bytes), digest
-    body    BODY, partial character, recorded answers, state as float32
+    facts   FACTS, tenant and model, for each place its POSITION and id, digest; texts are behind
+            their length in two bytes
+    body    BODY, partial character, recorded answers, marks, state as float32
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
 
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Checkpoint, Place
 
 VERSION = 1
 DIGEST_BYTES = 16
-FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQqIddd{DIGEST_BYTES}s")
-"""Version; ID; fingerprint; epoch; seed; position; numbers of a state; created, used, idle TTL;
-digest of the body."""
+FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQQqIddd{DIGEST_BYTES}s?B")
+"""Version; ID; fingerprint; epoch; era; seed; position; numbers of a state; created, used,
+idle TTL; digest of the body; whether it keeps the place before its last turn; how many places."""
 LENGTH = struct.Struct("<H")
-BODY = struct.Struct("<iiHI")
-"""Pending and previous token; bytes of the partial character and of the answers."""
+POSITION = struct.Struct("<Q")
+BODY = struct.Struct("<iiHII")
+"""Pending and previous token; bytes of the partial character, the answers and the marks."""
 NONE = -1
 """Stands for a token that there is not."""
 
@@ -48,6 +51,8 @@ class SessionFacts:
     """64 lower-case hexadecimal digits."""
     epoch: int
     """Goes up whenever another server takes the session over."""
+    era: int
+    """Goes up with every commit that does not move it on: (era, position) grows with each."""
     seed: int
     position: int
     state_size: int
@@ -58,6 +63,10 @@ class SessionFacts:
     """Seconds since the epoch."""
     idle_ttl: float
     """Seconds; 0: it never expires."""
+    undo: bool = False
+    """Whether it keeps where it stood before its last turn."""
+    places: tuple[Place, ...] = ()
+    """Those that its marks are of."""
 
     @property
     def ends(self) -> float | None:
@@ -77,6 +86,8 @@ class SessionRecord:
     past: Checkpoint
     answers: bytes
     """As `answers` has them."""
+    marks: bytes = b""
+    """As `checkpoints` has them."""
 
 
 def encode(record: SessionRecord) -> tuple[bytes, bytes]:
@@ -87,9 +98,10 @@ def encode(record: SessionRecord) -> tuple[bytes, bytes]:
         NONE if past.previous is None else past.previous,
         len(past.partial),
         len(record.answers),
+        len(record.marks),
     )
     state = b"" if past.state is None else past.state.astype("<f4", copy=False).tobytes()
-    body = b"".join((head, past.partial, record.answers, state))
+    body = b"".join((head, past.partial, record.answers, record.marks, state))
     return _facts(record.facts, _digest(body)), body
 
 
@@ -98,9 +110,10 @@ def decode(facts: bytes, body: bytes) -> SessionRecord:
     known, digest = _read(facts)
     if _digest(body) != digest:
         raise RecordDamaged("the body is not what its digest says")
-    pending, previous, partial_bytes, answers_bytes = BODY.unpack_from(body)
+    pending, previous, partial_bytes, answers_bytes, marks_bytes = BODY.unpack_from(body)
     answers_at = BODY.size + partial_bytes
-    state_at = answers_at + answers_bytes
+    marks_at = answers_at + answers_bytes
+    state_at = marks_at + marks_bytes
     state = np.frombuffer(body[state_at:], "<f4").astype(np.float32)
     past = Checkpoint(
         state if state.size else None,
@@ -109,7 +122,7 @@ def decode(facts: bytes, body: bytes) -> SessionRecord:
         body[BODY.size : answers_at],
         None if previous == NONE else previous,
     )
-    return SessionRecord(known, past, body[answers_at:state_at])
+    return SessionRecord(known, past, body[answers_at:marks_at], body[marks_at:state_at])
 
 
 def decode_facts(facts: bytes) -> SessionFacts:
@@ -130,6 +143,7 @@ def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
         session_id(facts.name),
         bytes.fromhex(facts.fingerprint),
         facts.epoch,
+        facts.era,
         facts.seed,
         facts.position,
         facts.state_size,
@@ -137,9 +151,11 @@ def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
         facts.used,
         facts.idle_ttl,
         body_digest,
+        facts.undo,
+        len(facts.places),
     )
-    texts = (facts.tenant.encode(), facts.model.encode())
-    whole = head + b"".join(LENGTH.pack(len(text)) + text for text in texts)
+    places = (POSITION.pack(place.position) + _packed(place.id) for place in facts.places)
+    whole = b"".join((head, _packed(facts.tenant), _packed(facts.model), *places))
     return whole + _digest(whole)
 
 
@@ -148,17 +164,30 @@ def _read(facts: bytes) -> tuple[SessionFacts, bytes]:
     whole, digest = facts[:-DIGEST_BYTES], facts[-DIGEST_BYTES:]
     if len(whole) < FACTS.size or _digest(whole) != digest:
         raise RecordDamaged("the facts are not what their digest says")
-    version, id_, fingerprint, epoch, seed, position, *rest = FACTS.unpack_from(whole)
+    version, id_, fingerprint, epoch, era, seed, position, *rest = FACTS.unpack_from(whole)
     if version != VERSION:
         raise RecordDamaged(f"version {version} of the layout is unknown")
-    state_size, created, used, idle_ttl, body_digest = rest
+    state_size, created, used, idle_ttl, body_digest, undo, count = rest
     tenant, at = _text(whole, FACTS.size)
-    model, _ = _text(whole, at)
+    model, at = _text(whole, at)
     known = SessionFacts(
-        name_of(id_), tenant, model, fingerprint.hex(), epoch, seed, position, state_size,
-        created, used, idle_ttl,
+        name_of(id_), tenant, model, fingerprint.hex(), epoch, era, seed, position,
+        state_size, created, used, idle_ttl, undo, tuple(_places(whole, at, count)),
     )  # fmt: skip
     return known, body_digest
+
+
+def _places(whole: bytes, at: int, count: int) -> Iterator[Place]:
+    """The places that begin here."""
+    for _ in range(count):
+        (position,) = POSITION.unpack_from(whole, at)
+        id_, at = _text(whole, at + POSITION.size)
+        yield Place(id_, position)
+
+
+def _packed(text: str) -> bytes:
+    part = text.encode()
+    return LENGTH.pack(len(part)) + part
 
 
 def _text(whole: bytes, at: int) -> tuple[str, int]:

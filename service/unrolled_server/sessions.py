@@ -1,7 +1,7 @@
 """Sessions in memory: named states that turns advance.
 
 Everything here runs in the event loop's thread. A session changes in one place only,
-`commit`, which replaces state, position and pending token together.
+`move`, which replaces state, position, pending token and what is kept of its past together.
 
 An idle session is a row of `Records` and a slot of `StateSlabs`, no object. `Session` is made
 to talk of one.
@@ -15,13 +15,15 @@ import re
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 
-from unrolled_server.answers import Answer, find, with_answer
+from unrolled_server import checkpoints
+from unrolled_server.answers import Answer, find
+from unrolled_server.checkpoints import Marks
 from unrolled_server.errors import (
     AnswerNotKept,
     InvalidField,
@@ -33,6 +35,7 @@ from unrolled_server.models import ServedModel
 from unrolled_server.records import NEVER, NONE, Block, Records
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
 from unrolled_server.session_record import SessionFacts, SessionRecord
+from unrolled_server.standing import Standing
 from unrolled_server.states import StateSlabs
 from unrolled_server.store import Version
 from unrolled_server.tenants import tenant
@@ -46,6 +49,7 @@ MAX_IDLE = 4096
 """Sessions that one search for the least recently used finds at most."""
 STRANGER = -1
 """The number of tenants that have none."""
+FIRST_ERA = 1
 NOWHERE = (0, b"")
 """A row and a key that no session has."""
 PAGE_TOKEN = re.compile(r"[0-9a-f]{1,8}")
@@ -66,6 +70,14 @@ class Session:
     block: Block = field(compare=False)
     index: int = field(compare=False)
     """The row's place in its block."""
+    all_marks: Mapping[int, bytes] = field(compare=False, repr=False)
+    """Of all sessions that have any, by row."""
+
+    @property
+    def marks(self) -> Marks:
+        """Where it can be taken back to."""
+        self.living()
+        return checkpoints.decode(self.all_marks.get(self.row, b""))
 
     @property
     def position(self) -> int:
@@ -99,6 +111,7 @@ class Session:
     @property
     def view(self) -> SessionView:
         """As callers see it."""
+        marks = self.marks
         return SessionView(
             name=self.name,
             model=self.model.label,
@@ -109,6 +122,8 @@ class Session:
             created=self.created,
             used=self.used,
             expires=self.expires,
+            undo=marks.undo,
+            places=marks.places,
         )
 
     @property
@@ -168,6 +183,9 @@ class Sessions:
         # By row, and only of those rows that have any.
         self._partials: dict[int, bytes] = {}
         self._answers: dict[int, bytes] = {}
+        self._marks: dict[int, bytes] = {}
+        self._eras: dict[int, int] = {}
+        """Of those that are not in their first."""
         self._holders: dict[int, Callable[[], None]] = {}
         # Only of sessions that do not lie in the row that their names say: rows by key, and the
         # rows that the names say by row.
@@ -184,11 +202,16 @@ class Sessions:
         return 0 if number is None else self._models[number].count
 
     def create(
-        self, model: ServedModel, seed: int | None = None, idle_ttl: float | None = None
+        self,
+        model: ServedModel,
+        seed: int | None = None,
+        idle_ttl: float | None = None,
+        *,
+        undo: bool = False,
     ) -> Session:
         """A new session at the zero state; without a seed it gets a random one.
 
-        Raises TooManySessions.
+        With `undo` it keeps where it stood before its last turn. Raises TooManySessions.
         """
         self._make_room()
         row = self._records.take()
@@ -199,6 +222,7 @@ class Sessions:
         block.created[index] = block.used[index] = self._clock()
         block.idle_ttls[index] = self._idle_ttl if idle_ttl is None else idle_ttl
         self._begin(row, model)
+        self._note(self._marks, row, checkpoints.encode(Marks(undo)))
         return self._session(row)
 
     def admit(self, record: SessionRecord, model: ServedModel) -> Session:
@@ -217,9 +241,10 @@ class Sessions:
         if home != row:
             self._rows[key], self._homes[row] = row, home
         session = self._session(row)
-        self._replace(session, record.past)
-        if record.answers:
-            self._answers[row] = record.answers
+        self._replace(
+            session,
+            Standing(session.name, record.past, record.answers, record.marks, facts.era),
+        )
         return session
 
     def get(self, name: str) -> Session:
@@ -234,7 +259,7 @@ class Sessions:
         if block.tenants[index] != self._tenant() or block.end(index) <= self._clock():
             raise SessionNotFound(name)
         model = self._models[block.models[index]].model
-        return Session(name, row, block.generations[index], model, block, index)
+        return Session(name, row, block.generations[index], model, block, index, self._marks)
 
     def page(self, model: str, size: int, token: str) -> tuple[list[Session], str]:
         """Up to `size` sessions of the calling tenant, in the order of names, from `token` on.
@@ -262,16 +287,22 @@ class Sessions:
         parent = self.get(name)
         past = self.checkpoint(parent)
         seed = parent.seed if seed is None else seed
-        child = self.restore(parent.model, past, seed, parent.idle_ttl)
+        child = self.restore(parent.model, past, seed, parent.idle_ttl, undo=parent.marks.undo)
         self.touch(parent)
         return child
 
     def restore(
-        self, model: ServedModel, past: Checkpoint, seed: int, idle_ttl: float | None
+        self,
+        model: ServedModel,
+        past: Checkpoint,
+        seed: int,
+        idle_ttl: float | None,
+        *,
+        undo: bool = False,
     ) -> Session:
         """A new session that stands where another one stood. Raises TooManySessions."""
-        session = self.create(model, seed, idle_ttl)
-        self._replace(session, past)
+        session = self.create(model, seed, idle_ttl, undo=undo)
+        self._replace(session, replace(self.standing(session), past=past))
         return session
 
     def delete(self, name: str) -> None:
@@ -321,12 +352,10 @@ class Sessions:
             if row not in self._holders:
                 block.let_end(index)
 
-    def record(
-        self, session: Session, past: Checkpoint, answer: Answer | None = None
-    ) -> SessionRecord:
+    def record(self, session: Session, standing: Standing) -> SessionRecord:
         """What is to be stored of a session that moves there now. Raises SessionNotFound."""
         session.living()
-        answers = self._answers.get(session.row, b"")
+        marks = checkpoints.decode(standing.marks)
         version = self._versions.get(session.row)
         facts = SessionFacts(
             name=session.name,
@@ -334,16 +363,17 @@ class Sessions:
             model=session.model.label,
             fingerprint=session.model.fingerprint,
             epoch=1 if version is None else version.epoch,
+            era=standing.era,
             seed=session.seed,
-            position=past.position,
+            position=standing.past.position,
             state_size=session.model.state_size,
             created=session.created,
             used=self._clock(),
             idle_ttl=session.idle_ttl,
+            undo=marks.undo,
+            places=marks.places,
         )
-        return SessionRecord(
-            facts, past, answers if answer is None else with_answer(answers, answer)
-        )
+        return SessionRecord(facts, standing.past, standing.answers, standing.marks)
 
     def hold(self, session: Session, end_turn: Callable[[], None]) -> None:
         """Begin a turn; `end_turn` is called if the session ends meanwhile.
@@ -374,6 +404,17 @@ class Sessions:
             None if previous == NONE else previous,
         )
 
+    def standing(self, session: Session) -> Standing:
+        """All that changes of the session, as it is, apart from it. Raises SessionNotFound."""
+        row = session.row
+        return Standing(
+            session.name,
+            self.checkpoint(session),
+            self._answers.get(row, b""),
+            self._marks.get(row, b""),
+            self._eras.get(row, FIRST_ERA),
+        )
+
     def answer(self, session: Session, key: RequestKey) -> Answer | None:
         """The answer on record to this request; None: its turn is not on record.
 
@@ -399,11 +440,12 @@ class Sessions:
 
         Raises SessionNotFound where it has ended.
         """
+        self.move(session, self.standing(session).after_turn(checkpoint, answer))
+
+    def move(self, session: Session, standing: Standing) -> None:
+        """Replace all that changes of a session. Raises SessionNotFound where it has ended."""
         session.living()
-        self._replace(session, checkpoint)
-        if answer is not None:
-            record = self._answers.get(session.row, b"")
-            self._answers[session.row] = with_answer(record, answer)
+        self._replace(session, standing)
         self.touch(session)
 
     def touch(self, session: Session) -> None:
@@ -494,19 +536,32 @@ class Sessions:
         block, index = self._records.find(row)
         name = session_name(self._homes.get(row, row), block.key(index))
         model = self._models[block.models[index]].model
-        return Session(name, row, block.generations[index], model, block, index)
+        return Session(name, row, block.generations[index], model, block, index, self._marks)
 
-    def _replace(self, session: Session, checkpoint: Checkpoint) -> None:
+    def _replace(self, session: Session, standing: Standing) -> None:
+        checkpoint, row = standing.past, session.row
+        block, index = session.block, session.index
         if checkpoint.state is not None:
             self._store(session, checkpoint.state)
-        block, index = session.block, session.index
+        elif block.slots[index] != NONE:
+            self._slabs(session).free(block.slots[index])
+            block.slots[index] = NONE
         block.positions[index] = checkpoint.position
         block.pending[index] = NONE if checkpoint.pending is None else checkpoint.pending
         block.previous[index] = NONE if checkpoint.previous is None else checkpoint.previous
-        if checkpoint.partial:
-            self._partials[session.row] = checkpoint.partial
+        self._note(self._partials, row, checkpoint.partial)
+        self._note(self._answers, row, standing.answers)
+        self._note(self._marks, row, standing.marks)
+        if standing.era != FIRST_ERA:
+            self._eras[row] = standing.era
+
+    @staticmethod
+    def _note(column: dict[int, bytes], row: int, value: bytes) -> None:
+        """Set a value that is kept only where it is not empty."""
+        if value:
+            column[row] = value
         else:
-            self._partials.pop(session.row, None)
+            column.pop(row, None)
 
     def _store(self, session: Session, state: Floats) -> None:
         slabs, slots = self._slabs(session), session.block.slots
@@ -522,9 +577,8 @@ class Sessions:
         if block.slots[index] != NONE:
             of.slabs.free(block.slots[index])
         of.count -= 1
-        self._partials.pop(row, None)
-        self._answers.pop(row, None)
-        self._versions.pop(row, None)
+        for column in (self._partials, self._answers, self._marks, self._eras, self._versions):
+            column.pop(row, None)
         key = bytes(block.key(index))
         if self._homes.pop(row, None) is not None and self._rows.get(key) == row:
             del self._rows[key]

@@ -79,7 +79,9 @@ class Snapshots:
         self._sessions.touch(session)
         return Export(sealer.seal(FORMAT, encode(snapshot)), session.view, expires)
 
-    async def restore(self, sealed: bytes, idle_ttl: float | None) -> Session:
+    async def restore(
+        self, sealed: bytes, idle_ttl: float | None, *, undo: bool = False
+    ) -> Session:
         """A new session that stands where the exported one stood.
 
         Raises SnapshotsDisabled, InvalidField, ModelNotFound, TooManySessions.
@@ -88,7 +90,8 @@ class Snapshots:
         model = self._models.with_fingerprint(snapshot.fingerprint, snapshot.model)
         if not _fits(snapshot.past, model):
             raise InvalidField("snapshot", UNUSABLE)
-        return await self._sessions.restore(model, snapshot.past, snapshot.seed, idle_ttl)
+        past, seed = snapshot.past, snapshot.seed
+        return await self._sessions.restore(model, past, seed, idle_ttl, undo=undo)
 
     def _needed_sealer(self) -> Sealer:
         sealer = self._sealer()

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from unrolled_server.answers import Answer
 from unrolled_server.errors import (
     InvalidField,
     ModelNotFound,
@@ -29,6 +28,7 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Session, Sessions
+from unrolled_server.standing import Standing
 from unrolled_server.store import Claim, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Durability, SessionView
@@ -99,18 +99,29 @@ class StoredSessions(SessionKeeper):
         return self.memory.admit(replace(record, facts=facts), self._model(facts))
 
     async def create(
-        self, model: ServedModel, seed: int | None = None, idle_ttl: float | None = None
+        self,
+        model: ServedModel,
+        seed: int | None = None,
+        idle_ttl: float | None = None,
+        *,
+        undo: bool = False,
     ) -> Session:
         """A new session at the zero state. Raises StoreFull, StoreUnavailable."""
-        session = self.memory.create(model, seed, idle_ttl)
+        session = self.memory.create(model, seed, idle_ttl, undo=undo)
         await self._keep(session)
         return session
 
     async def restore(
-        self, model: ServedModel, past: Checkpoint, seed: int, idle_ttl: float | None
+        self,
+        model: ServedModel,
+        past: Checkpoint,
+        seed: int,
+        idle_ttl: float | None,
+        *,
+        undo: bool = False,
     ) -> Session:
         """A new session that stands where another one stood. Raises StoreFull, StoreUnavailable."""
-        session = self.memory.restore(model, past, seed, idle_ttl)
+        session = self.memory.restore(model, past, seed, idle_ttl, undo=undo)
         await self._keep(session)
         return session
 
@@ -118,9 +129,9 @@ class StoredSessions(SessionKeeper):
         """A new session with the same past. Raises what `load` and `restore` do."""
         parent = await self.load(name)
         past = self.memory.checkpoint(parent)
-        seed = parent.seed if seed is None else seed
+        seed, undo = parent.seed if seed is None else seed, parent.marks.undo
         self._use(name)
-        return await self.restore(parent.model, past, seed, parent.idle_ttl)
+        return await self.restore(parent.model, past, seed, parent.idle_ttl, undo=undo)
 
     async def delete(self, name: str) -> None:
         """End a session, and the turn it has under way, whether or not it can be read.
@@ -153,12 +164,10 @@ class StoredSessions(SessionKeeper):
             after = chunk.after
         return views, after.hex()
 
-    async def commit(
-        self, session: Session, past: Checkpoint, answer: Answer | None = None
-    ) -> Durability:
-        """Move a session that is held to where its turn ended: in the store, then in memory."""
+    async def _move(self, session: Session, standing: Standing) -> Durability:
+        """Replace all that changes of a session that is held: in the store, then in memory."""
         name = session.name
-        commit = asyncio.ensure_future(self._commit(session, past, answer))
+        commit = asyncio.ensure_future(self._commit(session, standing))
         self._commits[name] = commit
         commit.add_done_callback(lambda _: self._commits.pop(name))
         return await asyncio.shield(commit)
@@ -203,7 +212,7 @@ class StoredSessions(SessionKeeper):
     async def _keep(self, session: Session) -> None:
         """Store a new session, of which nobody knows yet; if that fails, there is none."""
         self.memory.hold(session, lambda: None)
-        record = self.memory.record(session, self.memory.checkpoint(session))
+        record = self.memory.record(session, self.memory.standing(session))
         try:
             receipt = await self._store.insert(record)
         except BaseException:
@@ -213,17 +222,15 @@ class StoredSessions(SessionKeeper):
             self.memory.set_version(session, receipt.version)
         self.memory.release(session)
 
-    async def _commit(
-        self, session: Session, past: Checkpoint, answer: Answer | None
-    ) -> Durability:
-        record = self.memory.record(session, past, answer)
+    async def _commit(self, session: Session, standing: Standing) -> Durability:
+        record = self.memory.record(session, standing)
         try:
             reach("commit.before_write")
         except FailpointError as error:
             raise StoreUnavailable("failpoint") from error
         level = await self._write(session, record)
         reach("commit.before_memory")
-        self.memory.commit(session, past, answer)
+        self.memory.move(session, standing)
         reach("commit.before_reply")
         return level
 
@@ -310,6 +317,8 @@ class StoredSessions(SessionKeeper):
             created=facts.created,
             used=facts.used,
             expires=facts.ends,
+            undo=facts.undo,
+            places=facts.places,
         )
 
     def _use(self, name: str) -> None:

@@ -22,14 +22,13 @@ from unrolled_server.errors import (
     InvalidField,
     NothingToContinue,
     Overloaded,
-    PositionMismatch,
     ServerError,
     SessionBusy,
     UnknownText,
 )
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.prefix_cache import PrefixCache
-from unrolled_server.session_keeper import SessionKeeper
+from unrolled_server.session_keeper import SessionKeeper, check_position
 from unrolled_server.sessions import Session
 from unrolled_server.store import Claim
 from unrolled_server.turn import Recall, Task, Turn
@@ -250,13 +249,12 @@ class Turns:
             if request.key is not None:
                 raise InvalidField("request_id", "needs a session")
             return self.models.model(request.model), None
-        expected = request.expected_position
-        session = await self._session(request, None if request.reads_only else Claim(expected))
+        claim = None if request.reads_only else Claim(request.expected_position)
+        session = await self._session(request, claim)
         if request.key is not None and self.sessions.memory.has_answer(session, request.key):
             # Since `answered` has looked, an earlier attempt has been committed elsewhere.
             raise SessionBusy(session.name)
-        if expected is not None and expected != session.position:
-            raise PositionMismatch(session.name, session.position, expected)
+        check_position(session, request.expected_position)
         return session.model, session
 
     async def _session(self, request: TurnRequest, claim: Claim | None = None) -> Session:

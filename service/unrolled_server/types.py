@@ -116,6 +116,15 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session can be taken back to, as callers see it."""
+
+    id: str
+    """The checkpoint's; empty: the place before the last turn."""
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
 class Logprobs:
     """Log-probabilities of N tokens, in nats, and the M likeliest at each place."""
 
@@ -181,3 +190,6 @@ class SessionView:
     """Seconds since the epoch."""
     expires: float | None
     """Seconds since the epoch; None: never."""
+    undo: bool = False
+    """Whether it keeps where it stood before its last turn."""
+    places: tuple[Place, ...] = ()

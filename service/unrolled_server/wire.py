@@ -5,20 +5,32 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from google.protobuf import duration_pb2, timestamp_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
+from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import InvalidField, NotImplementedYet
 from unrolled_server.snapshots import Export
-from unrolled_server.types import Delta, Logprobs, Outcome, RequestKey, SessionView, TurnRequest
+from unrolled_server.types import (
+    Delta,
+    Durability,
+    Logprobs,
+    Outcome,
+    RequestKey,
+    SessionView,
+    TurnRequest,
+)
 from unrolled_server.vocabulary import Vocabulary
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_REQUEST_ID = 128
+MAX_CHECKPOINT_ID = 63
+CHECKPOINT_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_CHECKPOINT_ID - 1}}}")
 ANSWER_BYTES = 15 << 20
 """Log-probabilities in one message: what is left of 16 MiB is for the text and its tokens."""
 MAX_TTL_SECONDS = 3650 * 86400
@@ -49,7 +61,7 @@ def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
         seed=message.seed if message.HasField("seed") else None,
         stop=_stops(message.stop),
         logprobs=_logprobs(message),
-        expected_position=_expected_position(message),
+        expected_position=expected_position(message),
         key=_key("complete", message),
     )
 
@@ -87,7 +99,7 @@ def feed_turn(
         field=field,
         max_tokens=0,
         logprobs=(_logprobs(message) or 0) if scores else None,
-        expected_position=_expected_position(message),
+        expected_position=expected_position(message),
         key=_key("score" if scores else "feed", message),
         scores=scores,
     )
@@ -177,6 +189,8 @@ def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
 def session_message(session: SessionView) -> session_pb2.Session:
     """A session as it is sent."""
     expires = session.expires
+    before = {place.id: place.position for place in session.places}
+    undo_position = before.pop(LAST_TURN, None)
     return session_pb2.Session(
         name=session.name,
         model=session.model,
@@ -187,7 +201,46 @@ def session_message(session: SessionView) -> session_pb2.Session:
         create_time=_timestamp(session.created),
         use_time=_timestamp(session.used),
         expire_time=None if expires is None else _timestamp(expires),
+        checkpoints=(
+            session_pb2.Checkpoint(id=id_, position=position) for id_, position in before.items()
+        ),
+        undo=session.undo,
+        undo_position=undo_position,
     )
+
+
+def standing_message(
+    session: SessionView, durability: Durability
+) -> completion_pb2.ConverseResponse.Standing:
+    """A session that was changed by something other than a turn, as it is sent."""
+    return completion_pb2.ConverseResponse.Standing(
+        session=session_message(session), durability=f"DURABILITY_{durability.value}"
+    )
+
+
+def checkpoint_id(
+    message: session_pb2.CheckpointSessionRequest
+    | session_pb2.DeleteCheckpointRequest
+    | completion_pb2.ConverseRequest.Checkpoint,
+) -> str:
+    """The checkpoint that the message names. Raises InvalidField."""
+    if not message.checkpoint:
+        raise InvalidField("checkpoint", "must not be empty")
+    return _checkpoint_id(message.checkpoint)
+
+
+def rewind_target(
+    message: session_pb2.RewindSessionRequest | completion_pb2.ConverseRequest.Rewind,
+) -> str:
+    """The checkpoint to go to, LAST_TURN for the place before that. Raises InvalidField."""
+    return _checkpoint_id(message.checkpoint) if message.checkpoint else LAST_TURN
+
+
+def _checkpoint_id(text: str) -> str:
+    if not CHECKPOINT_ID.fullmatch(text):
+        problem = f'is not 1 to {MAX_CHECKPOINT_ID} of letters, digits, ".", "_" and "-"'
+        raise InvalidField("checkpoint", problem)
+    return text
 
 
 def idle_ttl(
@@ -293,7 +346,13 @@ def _logprobs(
     return message.logprobs
 
 
-def _expected_position(
-    message: completion_pb2.CompleteRequest | completion_pb2.ConverseRequest.Feed,
+def expected_position(
+    message: completion_pb2.CompleteRequest
+    | completion_pb2.ConverseRequest.Feed
+    | completion_pb2.ConverseRequest.Checkpoint
+    | completion_pb2.ConverseRequest.Rewind
+    | session_pb2.CheckpointSessionRequest
+    | session_pb2.RewindSessionRequest,
 ) -> int | None:
+    """Where the session has to stand; None: anywhere."""
     return message.expected_position if message.HasField("expected_position") else None

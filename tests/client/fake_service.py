@@ -1,8 +1,8 @@
 """A server in this process that speaks the contract and records what it hears.
 
 It draws the same text in every turn and counts characters as tokens; sessions are real enough to
-be created, advanced, forked, exported, imported, listed in pages and deleted. Tests read
-`received` and set the rest.
+be created, advanced, forked, exported, imported, listed in pages and deleted, and have no
+checkpoints. Tests read `received` and set the rest.
 """
 
 from __future__ import annotations
@@ -51,8 +51,12 @@ from unrolled.v1.model_pb2 import (
 )
 from unrolled.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
 from unrolled.v1.session_pb2 import (
+    CheckpointSessionRequest,
+    CheckpointSessionResponse,
     CreateSessionRequest,
     CreateSessionResponse,
+    DeleteCheckpointRequest,
+    DeleteCheckpointResponse,
     DeleteSessionRequest,
     DeleteSessionResponse,
     ExportSessionRequest,
@@ -65,6 +69,8 @@ from unrolled.v1.session_pb2 import (
     ImportSessionResponse,
     ListSessionsRequest,
     ListSessionsResponse,
+    RewindSessionRequest,
+    RewindSessionResponse,
     Session,
 )
 from unrolled.v1.session_pb2_grpc import (
@@ -226,6 +232,24 @@ class FakeService(CompletionServiceServicer, SessionServiceServicer, ModelServic
         self._hear(request, context)
         position = int(request.snapshot.removeprefix(b"\xff\0\r\n"))
         return ImportSessionResponse(session=self._new_session(position))
+
+    def CheckpointSession(
+        self, request: CheckpointSessionRequest, context: grpc.ServicerContext
+    ) -> CheckpointSessionResponse:
+        self._hear(request, context)
+        return CheckpointSessionResponse(session=self._session(request.name, context))
+
+    def RewindSession(
+        self, request: RewindSessionRequest, context: grpc.ServicerContext
+    ) -> RewindSessionResponse:
+        self._hear(request, context)
+        return RewindSessionResponse(session=self._session(request.name, context))
+
+    def DeleteCheckpoint(
+        self, request: DeleteCheckpointRequest, context: grpc.ServicerContext
+    ) -> DeleteCheckpointResponse:
+        self._hear(request, context)
+        return DeleteCheckpointResponse(session=self._session(request.name, context))
 
     def DeleteSession(
         self, request: DeleteSessionRequest, context: grpc.ServicerContext

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import grpc
@@ -26,6 +26,7 @@ LONG = 60_000
 """More tokens than a turn draws before it is cut short."""
 
 texts = st.text(alphabet="abc", max_size=12)
+checkpoint_ids = st.sampled_from(["one", "other"])
 counts = st.integers(0, 30)
 seeds = st.integers(0, 2**64 - 1)
 samplings: st.SearchStrategy[dict[str, Any]] = st.one_of(
@@ -49,10 +50,18 @@ class Known:
     name: str
     model: str
     sequence: LoneSequence
+    undo: bool = False
+    before: LoneSequence | None = None
+    """Before the last turn, where that is kept."""
+    checkpoints: dict[str, LoneSequence] = field(default_factory=dict)
 
     @property
     def position(self) -> int:
         return len(self.sequence.tokens)
+
+    def begin_turn(self) -> None:
+        if self.undo:
+            self.before = self.sequence.copy()
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,8 @@ class SessionMachine(RuleBasedStateMachine):
     def expect(
         self, known: Known, prompt: str, count: int, how: Draw, seed: int | None, stop: str
     ) -> Expected:
-        """Advance the sequence as the server has to, one token at a time."""
+        """Advance the sequence as the server has to in a turn, one token at a time."""
+        known.begin_turn()
         for token in self.ids(known.model, prompt):
             known.sequence.tell(token)
         end = "\n" if self.repository.recipes[known.model].end_token else None
@@ -119,7 +129,20 @@ class SessionMachine(RuleBasedStateMachine):
 
     def check_position(self, known: Known) -> None:
         got = self.session_stub.GetSession(session_pb2.GetSessionRequest(name=known.name))
-        assert got.session.position == known.position
+        self.check_session(known, got.session)
+
+    def check_session(self, known: Known, session: session_pb2.Session) -> None:
+        assert session.position == known.position
+        places = {place.id: place.position for place in session.checkpoints}
+        assert places == {id_: len(past.tokens) for id_, past in known.checkpoints.items()}
+        before = session.undo_position if session.HasField("undo_position") else None
+        assert before == (None if known.before is None else len(known.before.tokens))
+        assert session.undo == known.undo
+
+    def tell(self, known: Known, text: str) -> list[float | None]:
+        """Advance the sequence as a turn has to that draws nothing; log-probabilities."""
+        known.begin_turn()
+        return [known.sequence.tell(token) for token in self.ids(known.model, text)]
 
     def can_draw(self, known: Known, prompt: str) -> bool:
         has_start = self.repository.recipes[known.model].start_token is not None
@@ -127,20 +150,24 @@ class SessionMachine(RuleBasedStateMachine):
 
     # Commands
 
-    @rule(target=sessions, model=st.sampled_from(["lstm", "gru", "rnn"]), seed=seeds)
-    def open(self, model: str, seed: int) -> Known:
-        request = session_pb2.CreateSessionRequest(model=model, seed=seed)
+    @rule(
+        target=sessions,
+        model=st.sampled_from(["lstm", "gru", "rnn"]),
+        seed=seeds,
+        undo=st.booleans(),
+    )
+    def open(self, model: str, seed: int, undo: bool) -> Known:
+        request = session_pb2.CreateSessionRequest(model=model, seed=seed, undo=undo)
         name = self.session_stub.CreateSession(request).session.name
         start = self.repository.recipes[model].start_token
         start_id = None if start is None else self.characters(model).index("\n")
-        return Known(name, model, LoneSequence(self.runs[model], seed, start_id))
+        return Known(name, model, LoneSequence(self.runs[model], seed, start_id), undo)
 
     @rule(known=sessions, text=texts)
     def feed(self, known: Known, text: str) -> None:
         request = completion.CompleteRequest(session=known.name, prompt=text, max_tokens=0)
         response = self.stub.Complete(request)
-        for token in self.ids(known.model, text):
-            known.sequence.tell(token)
+        self.tell(known, text)
         assert response.text == ""
         assert response.outcome.position == known.position
 
@@ -254,9 +281,8 @@ class SessionMachine(RuleBasedStateMachine):
             for place, command in enumerate(commands)
         ]
         events = list(self.stub.Converse(iter(requests)))
-        for token in self.ids(known.model, text):
-            known.sequence.tell(token)
-        told = [known.sequence.tell(token) for token in self.ids(known.model, "ab")]
+        self.tell(known, text)
+        told = self.tell(known, "ab")
         wanted = self.expect(known, "", count, Draw(), None, "")
         self.check_score(next(e.score for e in events if e.HasField("score")), told)
         deltas = [event.delta for event in events if event.HasField("delta")]
@@ -309,6 +335,7 @@ class SessionMachine(RuleBasedStateMachine):
             list(stream)
         self.check_position(known)
         self.wait_until_free(known)
+        self.tell(known, "")
 
     def wait_until_free(self, known: Known) -> None:
         """The server hears of a cancellation a moment after the caller."""
@@ -326,7 +353,62 @@ class SessionMachine(RuleBasedStateMachine):
         request = session_pb2.ForkSessionRequest(name=known.name, seed=seed)
         child = self.session_stub.ForkSession(request).session
         assert child.position == known.position
-        return Known(child.name, known.model, known.sequence.copy(seed))
+        copy = Known(child.name, known.model, known.sequence.copy(seed), known.undo)
+        self.check_session(copy, child)
+        return copy
+
+    @rule(known=sessions, id_=checkpoint_ids, streamed=st.booleans())
+    def checkpoint(self, known: Known, id_: str, streamed: bool) -> None:
+        if streamed:
+            asked = completion.ConverseRequest.Checkpoint(
+                checkpoint=id_, expected_position=known.position
+            )
+            session = self.conversed(known, checkpoint=asked).checkpointed.session
+        else:
+            request = session_pb2.CheckpointSessionRequest(name=known.name, checkpoint=id_)
+            session = self.session_stub.CheckpointSession(request).session
+        known.checkpoints[id_] = known.sequence.copy()
+        self.check_session(known, session)
+
+    @rule(known=sessions, id_=checkpoint_ids)
+    def delete_checkpoint(self, known: Known, id_: str) -> None:
+        request = session_pb2.DeleteCheckpointRequest(name=known.name, checkpoint=id_)
+        if known.checkpoints.pop(id_, None) is None:
+            with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
+                self.session_stub.DeleteCheckpoint(request)
+        else:
+            self.check_session(known, self.session_stub.DeleteCheckpoint(request).session)
+
+    @rule(known=sessions, id_=st.just("") | checkpoint_ids, streamed=st.booleans())
+    def rewind(self, known: Known, id_: str, streamed: bool) -> None:
+        past = known.checkpoints.get(id_) if id_ else known.before
+        if past is None:
+            request = session_pb2.RewindSessionRequest(name=known.name, checkpoint=id_)
+            with pytest.raises(grpc.RpcError, match="NOT_FOUND" if id_ else "FAILED_PRECONDITION"):
+                self.session_stub.RewindSession(request)
+            return
+        if streamed:
+            asked = completion.ConverseRequest.Rewind(checkpoint=id_)
+            session = self.conversed(known, rewind=asked).rewound.session
+        else:
+            request = session_pb2.RewindSessionRequest(
+                name=known.name, checkpoint=id_, expected_position=known.position
+            )
+            session = self.session_stub.RewindSession(request).session
+        known.sequence, known.before = past.copy(), None
+        self.check_session(known, session)
+
+    def conversed(self, known: Known, **command: Any) -> completion.ConverseResponse:
+        """The event of one command."""
+        opening = completion.ConverseRequest.Open(session=known.name)
+        requests = [
+            completion.ConverseRequest(open=opening),
+            completion.ConverseRequest(command_id="it", **command),
+        ]
+        _, event = self.stub.Converse(iter(requests))
+        assert event.command_id == "it"
+        response: completion.ConverseResponse = event
+        return response
 
     @rule(target=sessions, known=consumes(sessions))
     def delete(self, known: Known) -> Any:

@@ -15,12 +15,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from unrolled_server import records, sessions, states
+from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import InvalidField, SessionBusy, SessionNotFound, TooManySessions
 from unrolled_server.models import ServedModel
 from unrolled_server.places import Places
 from unrolled_server.records import ROWS, Records
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_name
 from unrolled_server.sessions import Session, Sessions
+from unrolled_server.standing import Standing
 from unrolled_server.states import SLAB_BYTES
 from unrolled_server.types import Checkpoint
 from unrolled_server.vocabulary import CharacterVocabulary
@@ -545,3 +547,33 @@ def test_sessions_that_come_and_go_take_no_more_than_those_there_are(clock: Cloc
             generation()
 
     assert traced(many) < 10_000
+
+
+# Where a session stood
+
+
+def test_a_session_has_nothing_of_the_one_before_it_in_its_row(clock: Clock) -> None:
+    store = Sessions(1, TTL, clock)
+    old = store.create(MODELS[0], undo=True)
+    store.commit(old, Checkpoint(np.ones(SIZE, np.float32), 1, 1))
+    store.move(old, store.standing(old).marked("a"))
+    assert [place.id for place in old.view.places] == ["", "a"]
+    store.delete(old.name)
+    new = store.create(MODELS[0])
+    assert (new.view.undo, new.view.places) == (False, ())
+    assert store.standing(new) == Standing(new.name, Checkpoint(None, None, 0))
+
+
+def test_a_session_at_the_zero_state_holds_no_state(clock: Clock) -> None:
+    """Going back there gives its slot to others: all that take turns need one."""
+    size = 1 << 18
+    model, count = served("m", 1, size), 20
+    store = Sessions(count, TTL, clock)
+    made = [store.create(model, undo=True) for _ in range(count)]
+
+    def go_and_come_back() -> None:
+        for session in made:
+            store.commit(session, Checkpoint(np.ones(size, np.float32), 1, 1))
+            store.move(session, store.standing(session).rewound(LAST_TURN))
+
+    assert traced(go_and_come_back) < 2 * 4 * size

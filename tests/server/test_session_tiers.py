@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from unrolled.v1 import model_pb2
+from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import SessionBusy, SessionNotFound, StoreUnavailable
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.session_names import session_id
@@ -17,7 +18,7 @@ from unrolled_server.session_record import SessionRecord
 from unrolled_server.sessions import Session, Sessions
 from unrolled_server.store import Receipt, StorePage, StoreStats
 from unrolled_server.stored_sessions import StoredSessions
-from unrolled_server.types import Checkpoint, Durability
+from unrolled_server.types import Checkpoint, Durability, Place
 from unrolled_server.vocabulary import CharacterVocabulary
 
 TTL = 60.0
@@ -328,3 +329,71 @@ async def test_a_read_counts_as_a_use_in_memory_or_not(house: House) -> None:
     assert not house.is_in_memory(used.name)
     house.clock.now += TTL - 1
     assert (await house.sessions.load(used.name)).expires == house.clock.now + 0.5
+
+
+async def test_records_say_which_is_the_newer_one(house: House) -> None:
+    """By era and position, also where a session was taken back, and in and out of memory."""
+    name = (await house.sessions.create(MODEL, undo=True)).name
+    versions: list[tuple[int, int]] = []
+
+    async def note() -> None:
+        facts = house.store.records[id_of(name)].facts
+        versions.append((facts.era, facts.position))
+        # Out of memory, to come back.
+        for _ in range(2):
+            house.clock.now += 1
+            await house.sessions.create(MODEL)
+        assert not house.is_in_memory(name)
+
+    await note()
+    for position in (4, 9, 9):
+        await house.advance(await house.sessions.load(name), position)
+        await note()
+        await house.sessions.change(name, None, lambda standing: standing.marked("a"))
+        await note()
+        await house.sessions.change(name, None, lambda standing: standing.marked("b"))
+        await note()
+        await house.sessions.change(name, None, lambda standing: standing.rewound(LAST_TURN))
+        await note()
+        await house.sessions.change(name, None, lambda standing: standing.unmarked("a"))
+        await note()
+    assert versions == sorted(set(versions))
+    view, _ = await house.sessions.change(name, 0, lambda standing: standing.rewound("b"))
+    assert (view.position, view.places) == (9, (Place("b", 9),))
+
+
+async def test_a_rewind_that_fails_leaves_all_as_it_was(house: House) -> None:
+    session = await house.sessions.create(MODEL)
+    await house.sessions.change(session.name, None, lambda standing: standing.marked("a"))
+    await house.advance(session, 3)
+    house.store.shut()
+    house.store.fails = True
+    rewind = house.sessions.change(session.name, 3, lambda standing: standing.rewound("a"))
+    rewinding = asyncio.create_task(rewind)
+    await others_run()
+    with pytest.raises(SessionBusy):
+        await house.sessions.change(session.name, 3, lambda standing: standing.marked("b"))
+    house.store.open()
+    with pytest.raises(StoreUnavailable):
+        await rewinding
+    house.store.fails = False
+    view, _ = await house.sessions.change(session.name, 3, lambda standing: standing.unmarked("a"))
+    assert (view.position, view.places) == (3, ())
+
+
+async def test_a_session_that_is_deleted_while_it_is_taken_back_stays_away(house: House) -> None:
+    name = (await house.sessions.create(MODEL)).name
+    await house.sessions.change(name, None, lambda standing: standing.marked("a"))
+    house.store.shut()
+    deleting = asyncio.create_task(house.sessions.delete(name))
+    await others_run()
+    rewind = house.sessions.change(name, None, lambda standing: standing.rewound("a"))
+    rewinding = asyncio.create_task(rewind)
+    await others_run()
+    house.store.open()
+    await deleting
+    with pytest.raises(SessionNotFound):
+        await rewinding
+    with pytest.raises(SessionNotFound):
+        await house.sessions.load(name)
+    assert house.memory.busy == 0

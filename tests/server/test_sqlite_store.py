@@ -30,10 +30,10 @@ from unrolled_server.session_record import (
 )
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import StoreOpenError
-from unrolled_server.types import Checkpoint, Durability
+from unrolled_server.types import Checkpoint, Durability, Place
 
 FACTS = SessionFacts(
-    name_of(bytes(ID_BYTES)), "default", "m/1", "ab" * 32, 1, 7, 3, 4, 100.0, 200.0, 60.0
+    name_of(bytes(ID_BYTES)), "default", "m/1", "ab" * 32, 1, 1, 7, 3, 4, 100.0, 200.0, 60.0
 )
 PAST = Checkpoint(np.arange(4, dtype=np.float32), 1, 3, b"\xc3", 2)
 
@@ -57,7 +57,8 @@ def same(one: SessionRecord | None, other: SessionRecord) -> bool:
         return one is not None and one == other
     is_same = replace(one.past, state=None) == replace(other.past, state=None)
     bits = one.past.state.tobytes() == other.past.state.tobytes()
-    return is_same and bits and (one.facts, one.answers) == (other.facts, other.answers)
+    rest = [(record.facts, record.answers, record.marks) for record in (one, other)]
+    return is_same and bits and rest[0] == rest[1]
 
 
 tokens = st.none() | st.integers(0, 2**31 - 1)
@@ -79,6 +80,8 @@ records = st.builds(
         times,
         times,
         times,
+        st.booleans(),
+        st.lists(st.builds(Place, st.text(max_size=63), positions), max_size=17).map(tuple),
     ),
     st.builds(
         Checkpoint,
@@ -89,6 +92,7 @@ records = st.builds(
         tokens,
     ),
     st.binary(max_size=100),
+    st.binary(max_size=100),
 )
 
 
@@ -98,7 +102,8 @@ def test_a_record_is_read_as_it_was_written(record: SessionRecord) -> None:
 
 
 def test_no_flipped_bit_goes_unseen() -> None:
-    parts = encode(SessionRecord(FACTS, PAST, b"answers"))
+    facts = replace(FACTS, undo=True, places=(Place("", 2), Place("a", 1)))
+    parts = encode(SessionRecord(facts, PAST, b"answers", b"marks"))
     for number, part in enumerate(parts):
         for place in range(8 * len(part)):
             damaged = bytearray(part)

@@ -33,6 +33,9 @@ A line is told to the session, and its continuation comes. Ctrl-C ends the conti
 shown of it stands. A line that shall begin with a slash begins with two.
 
 /fork [SEED]   go on in a copy of the session, which draws alike unless given another seed
+/undo          take the last turn back, once after each
+/checkpoint ID give the place where the session stands a name
+/rewind ID     go to the place of this name
 /score TEXT    how likely the text would be next; the session stays where it is
 /session       its name and position
 /help          this
@@ -88,6 +91,9 @@ class Chat:
         self._output = Output()
         self._commands: dict[str, Callable[[str], None]] = {
             "/fork": self._fork,
+            "/undo": self._undo,
+            "/checkpoint": self._checkpoint,
+            "/rewind": self._rewind,
             "/score": self._score,
             "/session": self._show,
             "/help": self._help,
@@ -154,6 +160,22 @@ class Chat:
         self._visited.append(child)
         print(f"{child.name} is a fork of {parent.name}, and is now in use")
 
+    def _undo(self, argument: str) -> None:
+        self.session.rewind()
+        print(self.where())
+
+    def _checkpoint(self, argument: str) -> None:
+        if not argument:
+            raise Problem("/checkpoint takes a name", 2)
+        self.session.checkpoint(argument)
+        print(f"{argument} is position {self.session.position:,}")
+
+    def _rewind(self, argument: str) -> None:
+        if not argument:
+            raise Problem("/rewind takes a name; /undo takes the last turn back", 2)
+        self.session.rewind(argument)
+        print(self.where())
+
     def _score(self, argument: str) -> None:
         if not argument:
             raise Problem("/score takes a text", 2)
@@ -169,7 +191,8 @@ class Chat:
 
 def _begin(client: Client, arguments: argparse.Namespace) -> Session:
     if not arguments.session:
-        return client.create_session(arguments.model or only_model(client), seed=arguments.seed)
+        model = arguments.model or only_model(client)
+        return client.create_session(model, seed=arguments.seed, undo=True)
     if arguments.seed is not None:
         raise Problem("--seed is for a new session: this one has its own", 2)
     return client.session(arguments.session)

@@ -1,4 +1,4 @@
-"""unrolled sessions: list, create, show, fork, export, import and delete them."""
+"""unrolled sessions: list, create, show, fork, rewind, export, import and delete them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_to(
         "sessions",
         parents=[shared],
         allow_abbrev=False,
-        help="list, create, show, fork, export, import and delete sessions",
+        help="list, create, show, fork, rewind, export, import and delete sessions",
         description="Without an action: lists the sessions alive.",
     )
     _add_listing(parser)
@@ -42,6 +42,8 @@ def add_to(
     _add_creation(action("create", _create, "a new one; prints its name"))
     _add_showing(action("show", _show, "what the server says of one"))
     _add_forking(action("fork", _fork, "a new one with the same past; prints its name"))
+    _add_checkpoint(action("checkpoint", _checkpoint, "name the place where one stands"))
+    _add_rewind(action("rewind", _rewind, "take one to a checkpoint, or its last turn back"))
     _add_export(action("export", _export, "a sealed snapshot of one, into a file"))
     _add_import(action("import", _import, "a new one from such a file; prints its name"))
     _add_deletion(action("delete", _delete, "end them"))
@@ -62,7 +64,7 @@ def _add_creation(parser: argparse.ArgumentParser) -> None:
         help="NAME or NAME/VERSION; not needed where one is served",
     )
     parser.add_argument("--seed", type=uint64, metavar="N", help="key of its random draws")
-    _add_idle_ttl(parser)
+    _add_keeping(parser)
     _add_json(parser)
 
 
@@ -74,6 +76,21 @@ def _add_showing(parser: argparse.ArgumentParser) -> None:
 def _add_forking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="SESSION")
     parser.add_argument("--seed", type=uint64, metavar="N", help="draw otherwise than its parent")
+    _add_json(parser)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="SESSION")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a name; one that it has moves")
+    parser.add_argument("--delete", action="store_true", help="delete it instead")
+    _add_json(parser)
+
+
+def _add_rewind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="SESSION")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", nargs="?", help="without one: its last turn back"
+    )
     _add_json(parser)
 
 
@@ -89,7 +106,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE")
-    _add_idle_ttl(parser)
+    _add_keeping(parser)
     _add_json(parser)
 
 
@@ -97,9 +114,12 @@ def _add_deletion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="SESSION", nargs="+")
 
 
-def _add_idle_ttl(parser: argparse.ArgumentParser) -> None:
+def _add_keeping(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idle-ttl", type=_seconds, metavar="SECONDS", help="ends after this long without use"
+    )
+    parser.add_argument(
+        "--undo", action="store_true", help="keep where it stood before its last turn, for rewind"
     )
 
 
@@ -130,9 +150,10 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
 
 def _create(client: Client, arguments: argparse.Namespace) -> None:
     model = arguments.model or only_model(client)
-    _print_name(
-        client.create_session(model, seed=arguments.seed, idle_ttl=arguments.idle_ttl), arguments
+    session = client.create_session(
+        model, seed=arguments.seed, idle_ttl=arguments.idle_ttl, undo=arguments.undo
     )
+    _print_name(session, arguments)
 
 
 def _show(client: Client, arguments: argparse.Namespace) -> None:
@@ -151,13 +172,39 @@ def _show(client: Client, arguments: argparse.Namespace) -> None:
         ("created", _time(info.create_time)),
         ("used", _time(info.use_time)),
         ("expires", _expiry(session)),
+        *(("checkpoint", f"{mark.id} at {mark.position:,} tokens") for mark in info.checkpoints),
+        *_undo(session),
     )
     for name, value in facts:
         print(f"{name:<12} {value}")
 
 
+def _undo(session: Session) -> list[tuple[str, str]]:
+    """What there is to say of taking the last turn back."""
+    if not session.info.undo:
+        return []
+    if not session.info.HasField("undo_position"):
+        return [("undo", "no turn to take back")]
+    return [("undo", f"to {session.info.undo_position:,} tokens")]
+
+
 def _fork(client: Client, arguments: argparse.Namespace) -> None:
     _print_name(client.session(arguments.name).fork(arguments.seed), arguments)
+
+
+def _checkpoint(client: Client, arguments: argparse.Namespace) -> None:
+    session = client.session(arguments.name)
+    if arguments.delete:
+        session.delete_checkpoint(arguments.checkpoint)
+    else:
+        session.checkpoint(arguments.checkpoint)
+    _print_position(session, arguments)
+
+
+def _rewind(client: Client, arguments: argparse.Namespace) -> None:
+    session = client.session(arguments.name)
+    session.rewind(arguments.checkpoint)
+    _print_position(session, arguments)
 
 
 def _export(client: Client, arguments: argparse.Namespace) -> None:
@@ -173,7 +220,8 @@ def _private(path: str, flags: int) -> int:
 
 def _import(client: Client, arguments: argparse.Namespace) -> None:
     snapshot = arguments.file.read_bytes()
-    _print_name(client.import_session(snapshot, idle_ttl=arguments.idle_ttl), arguments)
+    session = client.import_session(snapshot, idle_ttl=arguments.idle_ttl, undo=arguments.undo)
+    _print_name(session, arguments)
 
 
 def _delete(client: Client, arguments: argparse.Namespace) -> None:
@@ -183,6 +231,10 @@ def _delete(client: Client, arguments: argparse.Namespace) -> None:
 
 def _print_name(session: Session, arguments: argparse.Namespace) -> None:
     print(json_line(session.info) if arguments.json else session.name)
+
+
+def _print_position(session: Session, arguments: argparse.Namespace) -> None:
+    print(json_line(session.info) if arguments.json else f"position {session.position:,}")
 
 
 def _row(session: Session) -> tuple[str, ...]:

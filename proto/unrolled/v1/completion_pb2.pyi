@@ -180,16 +180,18 @@ class ScoreResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., total_logprob: _Optional[float] = ..., model: _Optional[str] = ...) -> None: ...
 
 class ConverseRequest(_message.Message):
-    __slots__ = ("command_id", "open", "feed", "complete", "score", "stop")
+    __slots__ = ("command_id", "open", "feed", "complete", "score", "stop", "checkpoint", "rewind")
     class Open(_message.Message):
-        __slots__ = ("model", "session", "seed")
+        __slots__ = ("model", "session", "seed", "undo")
         MODEL_FIELD_NUMBER: _ClassVar[int]
         SESSION_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
+        UNDO_FIELD_NUMBER: _ClassVar[int]
         model: str
         session: str
         seed: int
-        def __init__(self, model: _Optional[str] = ..., session: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
+        undo: bool
+        def __init__(self, model: _Optional[str] = ..., session: _Optional[str] = ..., seed: _Optional[int] = ..., undo: bool = ...) -> None: ...
     class Feed(_message.Message):
         __slots__ = ("text", "tokens", "logprobs", "expected_position", "request_id")
         TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -206,32 +208,61 @@ class ConverseRequest(_message.Message):
     class Stop(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
+    class Checkpoint(_message.Message):
+        __slots__ = ("checkpoint", "expected_position")
+        CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+        EXPECTED_POSITION_FIELD_NUMBER: _ClassVar[int]
+        checkpoint: str
+        expected_position: int
+        def __init__(self, checkpoint: _Optional[str] = ..., expected_position: _Optional[int] = ...) -> None: ...
+    class Rewind(_message.Message):
+        __slots__ = ("checkpoint", "expected_position")
+        CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+        EXPECTED_POSITION_FIELD_NUMBER: _ClassVar[int]
+        checkpoint: str
+        expected_position: int
+        def __init__(self, checkpoint: _Optional[str] = ..., expected_position: _Optional[int] = ...) -> None: ...
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     FEED_FIELD_NUMBER: _ClassVar[int]
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    REWIND_FIELD_NUMBER: _ClassVar[int]
     command_id: str
     open: ConverseRequest.Open
     feed: ConverseRequest.Feed
     complete: CompleteRequest
     score: ConverseRequest.Feed
     stop: ConverseRequest.Stop
-    def __init__(self, command_id: _Optional[str] = ..., open: _Optional[_Union[ConverseRequest.Open, _Mapping]] = ..., feed: _Optional[_Union[ConverseRequest.Feed, _Mapping]] = ..., complete: _Optional[_Union[CompleteRequest, _Mapping]] = ..., score: _Optional[_Union[ConverseRequest.Feed, _Mapping]] = ..., stop: _Optional[_Union[ConverseRequest.Stop, _Mapping]] = ...) -> None: ...
+    checkpoint: ConverseRequest.Checkpoint
+    rewind: ConverseRequest.Rewind
+    def __init__(self, command_id: _Optional[str] = ..., open: _Optional[_Union[ConverseRequest.Open, _Mapping]] = ..., feed: _Optional[_Union[ConverseRequest.Feed, _Mapping]] = ..., complete: _Optional[_Union[CompleteRequest, _Mapping]] = ..., score: _Optional[_Union[ConverseRequest.Feed, _Mapping]] = ..., stop: _Optional[_Union[ConverseRequest.Stop, _Mapping]] = ..., checkpoint: _Optional[_Union[ConverseRequest.Checkpoint, _Mapping]] = ..., rewind: _Optional[_Union[ConverseRequest.Rewind, _Mapping]] = ...) -> None: ...
 
 class ConverseResponse(_message.Message):
-    __slots__ = ("command_id", "opened", "delta", "score", "outcome", "error")
+    __slots__ = ("command_id", "opened", "delta", "score", "outcome", "error", "checkpointed", "rewound")
+    class Standing(_message.Message):
+        __slots__ = ("session", "durability")
+        SESSION_FIELD_NUMBER: _ClassVar[int]
+        DURABILITY_FIELD_NUMBER: _ClassVar[int]
+        session: _session_pb2.Session
+        durability: Durability
+        def __init__(self, session: _Optional[_Union[_session_pb2.Session, _Mapping]] = ..., durability: _Optional[_Union[Durability, str]] = ...) -> None: ...
     COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     DELTA_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTED_FIELD_NUMBER: _ClassVar[int]
+    REWOUND_FIELD_NUMBER: _ClassVar[int]
     command_id: str
     opened: _session_pb2.Session
     delta: Delta
     score: ScoreResponse
     outcome: Outcome
     error: _status_pb2.Status
-    def __init__(self, command_id: _Optional[str] = ..., opened: _Optional[_Union[_session_pb2.Session, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., score: _Optional[_Union[ScoreResponse, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    checkpointed: ConverseResponse.Standing
+    rewound: ConverseResponse.Standing
+    def __init__(self, command_id: _Optional[str] = ..., opened: _Optional[_Union[_session_pb2.Session, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., score: _Optional[_Union[ScoreResponse, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., checkpointed: _Optional[_Union[ConverseResponse.Standing, _Mapping]] = ..., rewound: _Optional[_Union[ConverseResponse.Standing, _Mapping]] = ...) -> None: ...

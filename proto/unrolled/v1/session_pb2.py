@@ -16,7 +16,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19unrolled/v1/session.proto\x12\x0bunrolled.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x06 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x14\x43reateSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x04seed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12+\n\x08idle_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05_seed\">\n\x15\x43reateSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"!\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12GetSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x14ListSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.unrolled.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x12\x46orkSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04seed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"<\n\x13\x46orkSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"L\n\x14\x45xportSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x01\n\x15\x45xportSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.unrolled.v1.Session\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\x14ImportSessionRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12+\n\x08idle_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\">\n\x15ImportSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse2\xe6\x04\n\x0eSessionService\x12V\n\rCreateSession\x12!.unrolled.v1.CreateSessionRequest\x1a\".unrolled.v1.CreateSessionResponse\x12M\n\nGetSession\x12\x1e.unrolled.v1.GetSessionRequest\x1a\x1f.unrolled.v1.GetSessionResponse\x12S\n\x0cListSessions\x12 .unrolled.v1.ListSessionsRequest\x1a!.unrolled.v1.ListSessionsResponse\x12P\n\x0b\x46orkSession\x12\x1f.unrolled.v1.ForkSessionRequest\x1a .unrolled.v1.ForkSessionResponse\x12V\n\rExportSession\x12!.unrolled.v1.ExportSessionRequest\x1a\".unrolled.v1.ExportSessionResponse\x12V\n\rImportSession\x12!.unrolled.v1.ImportSessionRequest\x1a\".unrolled.v1.ImportSessionResponse\x12V\n\rDeleteSession\x12!.unrolled.v1.DeleteSessionRequest\x1a\".unrolled.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19unrolled/v1/session.proto\x12\x0bunrolled.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x02\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x13\n\x0bstate_bytes\x18\x06 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x0b\x63heckpoints\x18\n \x03(\x0b\x32\x17.unrolled.v1.Checkpoint\x12\x0c\n\x04undo\x18\x0b \x01(\x08\x12\x1a\n\rundo_position\x18\x0c \x01(\x03H\x00\x88\x01\x01\x42\x10\n\x0e_undo_position\"*\n\nCheckpoint\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\x03\"|\n\x14\x43reateSessionRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x04seed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12+\n\x08idle_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04undo\x18\x04 \x01(\x08\x42\x07\n\x05_seed\">\n\x15\x43reateSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"!\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x12GetSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"K\n\x13ListSessionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"W\n\x14ListSessionsResponse\x12&\n\x08sessions\x18\x01 \x03(\x0b\x32\x14.unrolled.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\">\n\x12\x46orkSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04seed\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"<\n\x13\x46orkSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"L\n\x14\x45xportSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x81\x01\n\x15\x45xportSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.unrolled.v1.Session\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x14ImportSessionRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12+\n\x08idle_ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04undo\x18\x03 \x01(\x08\">\n\x15ImportSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"r\n\x18\x43heckpointSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x1e\n\x11\x65xpected_position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_position\"B\n\x19\x43heckpointSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"n\n\x14RewindSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x1e\n\x11\x65xpected_position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_position\">\n\x15RewindSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\";\n\x17\x44\x65leteCheckpointRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"A\n\x18\x44\x65leteCheckpointResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse2\x83\x07\n\x0eSessionService\x12V\n\rCreateSession\x12!.unrolled.v1.CreateSessionRequest\x1a\".unrolled.v1.CreateSessionResponse\x12M\n\nGetSession\x12\x1e.unrolled.v1.GetSessionRequest\x1a\x1f.unrolled.v1.GetSessionResponse\x12S\n\x0cListSessions\x12 .unrolled.v1.ListSessionsRequest\x1a!.unrolled.v1.ListSessionsResponse\x12P\n\x0b\x46orkSession\x12\x1f.unrolled.v1.ForkSessionRequest\x1a .unrolled.v1.ForkSessionResponse\x12V\n\rExportSession\x12!.unrolled.v1.ExportSessionRequest\x1a\".unrolled.v1.ExportSessionResponse\x12V\n\rImportSession\x12!.unrolled.v1.ImportSessionRequest\x1a\".unrolled.v1.ImportSessionResponse\x12\x62\n\x11\x43heckpointSession\x12%.unrolled.v1.CheckpointSessionRequest\x1a&.unrolled.v1.CheckpointSessionResponse\x12V\n\rRewindSession\x12!.unrolled.v1.RewindSessionRequest\x1a\".unrolled.v1.RewindSessionResponse\x12_\n\x10\x44\x65leteCheckpoint\x12$.unrolled.v1.DeleteCheckpointRequest\x1a%.unrolled.v1.DeleteCheckpointResponse\x12V\n\rDeleteSession\x12!.unrolled.v1.DeleteSessionRequest\x1a\".unrolled.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,35 +24,49 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unrolled.v1.session_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION']._serialized_start=108
-  _globals['_SESSION']._serialized_end=364
-  _globals['_CREATESESSIONREQUEST']._serialized_start=366
-  _globals['_CREATESESSIONREQUEST']._serialized_end=476
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=478
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=540
-  _globals['_GETSESSIONREQUEST']._serialized_start=542
-  _globals['_GETSESSIONREQUEST']._serialized_end=575
-  _globals['_GETSESSIONRESPONSE']._serialized_start=577
-  _globals['_GETSESSIONRESPONSE']._serialized_end=636
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=638
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=713
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=715
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=802
-  _globals['_FORKSESSIONREQUEST']._serialized_start=804
-  _globals['_FORKSESSIONREQUEST']._serialized_end=866
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=868
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=928
-  _globals['_EXPORTSESSIONREQUEST']._serialized_start=930
-  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1006
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1009
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1138
-  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1140
-  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1225
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1227
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1289
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1291
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1327
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1329
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1352
-  _globals['_SESSIONSERVICE']._serialized_start=1355
-  _globals['_SESSIONSERVICE']._serialized_end=1969
+  _globals['_SESSION']._serialized_end=470
+  _globals['_CHECKPOINT']._serialized_start=472
+  _globals['_CHECKPOINT']._serialized_end=514
+  _globals['_CREATESESSIONREQUEST']._serialized_start=516
+  _globals['_CREATESESSIONREQUEST']._serialized_end=640
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=642
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=704
+  _globals['_GETSESSIONREQUEST']._serialized_start=706
+  _globals['_GETSESSIONREQUEST']._serialized_end=739
+  _globals['_GETSESSIONRESPONSE']._serialized_start=741
+  _globals['_GETSESSIONRESPONSE']._serialized_end=800
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=802
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=877
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=879
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=966
+  _globals['_FORKSESSIONREQUEST']._serialized_start=968
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1030
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=1032
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=1092
+  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1094
+  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1170
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1173
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1302
+  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1304
+  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1403
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1405
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1467
+  _globals['_CHECKPOINTSESSIONREQUEST']._serialized_start=1469
+  _globals['_CHECKPOINTSESSIONREQUEST']._serialized_end=1583
+  _globals['_CHECKPOINTSESSIONRESPONSE']._serialized_start=1585
+  _globals['_CHECKPOINTSESSIONRESPONSE']._serialized_end=1651
+  _globals['_REWINDSESSIONREQUEST']._serialized_start=1653
+  _globals['_REWINDSESSIONREQUEST']._serialized_end=1763
+  _globals['_REWINDSESSIONRESPONSE']._serialized_start=1765
+  _globals['_REWINDSESSIONRESPONSE']._serialized_end=1827
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_start=1829
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_end=1888
+  _globals['_DELETECHECKPOINTRESPONSE']._serialized_start=1890
+  _globals['_DELETECHECKPOINTRESPONSE']._serialized_end=1955
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1957
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1993
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1995
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=2018
+  _globals['_SESSIONSERVICE']._serialized_start=2021
+  _globals['_SESSIONSERVICE']._serialized_end=2920
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,21 @@ class SessionServiceStub(object):
                 request_serializer=unrolled_dot_v1_dot_session__pb2.ImportSessionRequest.SerializeToString,
                 response_deserializer=unrolled_dot_v1_dot_session__pb2.ImportSessionResponse.FromString,
                 _registered_method=True)
+        self.CheckpointSession = channel.unary_unary(
+                '/unrolled.v1.SessionService/CheckpointSession',
+                request_serializer=unrolled_dot_v1_dot_session__pb2.CheckpointSessionRequest.SerializeToString,
+                response_deserializer=unrolled_dot_v1_dot_session__pb2.CheckpointSessionResponse.FromString,
+                _registered_method=True)
+        self.RewindSession = channel.unary_unary(
+                '/unrolled.v1.SessionService/RewindSession',
+                request_serializer=unrolled_dot_v1_dot_session__pb2.RewindSessionRequest.SerializeToString,
+                response_deserializer=unrolled_dot_v1_dot_session__pb2.RewindSessionResponse.FromString,
+                _registered_method=True)
+        self.DeleteCheckpoint = channel.unary_unary(
+                '/unrolled.v1.SessionService/DeleteCheckpoint',
+                request_serializer=unrolled_dot_v1_dot_session__pb2.DeleteCheckpointRequest.SerializeToString,
+                response_deserializer=unrolled_dot_v1_dot_session__pb2.DeleteCheckpointResponse.FromString,
+                _registered_method=True)
         self.DeleteSession = channel.unary_unary(
                 '/unrolled.v1.SessionService/DeleteSession',
                 request_serializer=unrolled_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
@@ -107,7 +122,7 @@ class SessionServiceServicer(object):
     def ForkSession(self, request, context):
         """Makes a second session that stands where the first one did after its last committed turn. Takes
         the same time for a long past as for a short one, and leaves the parent where it was. The child
-        has the parent's idle time.
+        has the parent's idle time and `undo`, and none of its checkpoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,8 +140,40 @@ class SessionServiceServicer(object):
     def ImportSession(self, request, context):
         """Makes a session that stands where the exported one stood, on this server or on another one with
         the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
-        any number of times, and holds no recorded answers. A server without a key refuses it with
-        FAILED_PRECONDITION; one without the model, with NOT_FOUND.
+        any number of times, and holds no recorded answers and no checkpoints. A server without a key
+        refuses it with FAILED_PRECONDITION; one without the model, with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckpointSession(self, request, context):
+        """Gives the place where a session stands a name, to come back to with RewindSession. Each costs as
+        much memory as a session's state. Asking again does no harm. Counts as a use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewindSession(self, request, context):
+        """Takes a session to one of its checkpoints, earlier or later than where it stands, or back to
+        before its last turn. From there the same requests draw the same tokens, bit for bit: state and
+        position are those of then. The checkpoints stay; the seed does too.
+
+        Recorded answers of turns that came after that place was kept are forgotten: sent again, they run
+        anew. Those of turns before it stand. `expected_position` compares positions, not pasts: it
+        cannot tell a session that was taken back and has come to the same position since.
+
+        The session is held meanwhile: ABORTED while a turn is under way. The answer comes once this is
+        as durable as the session's turns are. Going back to a checkpoint may be asked for again; a turn
+        is taken back only once, since none is before it then. Counts as a use.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCheckpoint(self, request, context):
+        """Forgets a checkpoint. The session stays where it is. Counts as a use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +219,21 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ImportSession,
                     request_deserializer=unrolled_dot_v1_dot_session__pb2.ImportSessionRequest.FromString,
                     response_serializer=unrolled_dot_v1_dot_session__pb2.ImportSessionResponse.SerializeToString,
+            ),
+            'CheckpointSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckpointSession,
+                    request_deserializer=unrolled_dot_v1_dot_session__pb2.CheckpointSessionRequest.FromString,
+                    response_serializer=unrolled_dot_v1_dot_session__pb2.CheckpointSessionResponse.SerializeToString,
+            ),
+            'RewindSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewindSession,
+                    request_deserializer=unrolled_dot_v1_dot_session__pb2.RewindSessionRequest.FromString,
+                    response_serializer=unrolled_dot_v1_dot_session__pb2.RewindSessionResponse.SerializeToString,
+            ),
+            'DeleteCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCheckpoint,
+                    request_deserializer=unrolled_dot_v1_dot_session__pb2.DeleteCheckpointRequest.FromString,
+                    response_serializer=unrolled_dot_v1_dot_session__pb2.DeleteCheckpointResponse.SerializeToString,
             ),
             'DeleteSession': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSession,
@@ -343,6 +405,87 @@ class SessionService(object):
             '/unrolled.v1.SessionService/ImportSession',
             unrolled_dot_v1_dot_session__pb2.ImportSessionRequest.SerializeToString,
             unrolled_dot_v1_dot_session__pb2.ImportSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckpointSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unrolled.v1.SessionService/CheckpointSession',
+            unrolled_dot_v1_dot_session__pb2.CheckpointSessionRequest.SerializeToString,
+            unrolled_dot_v1_dot_session__pb2.CheckpointSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewindSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unrolled.v1.SessionService/RewindSession',
+            unrolled_dot_v1_dot_session__pb2.RewindSessionRequest.SerializeToString,
+            unrolled_dot_v1_dot_session__pb2.RewindSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/unrolled.v1.SessionService/DeleteCheckpoint',
+            unrolled_dot_v1_dot_session__pb2.DeleteCheckpointRequest.SerializeToString,
+            unrolled_dot_v1_dot_session__pb2.DeleteCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

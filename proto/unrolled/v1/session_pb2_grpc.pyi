@@ -47,7 +47,7 @@ class SessionServiceStub:
     ]
     """Makes a second session that stands where the first one did after its last committed turn. Takes
     the same time for a long past as for a short one, and leaves the parent where it was. The child
-    has the parent's idle time.
+    has the parent's idle time and `undo`, and none of its checkpoints.
     """
 
     ExportSession: grpc.UnaryUnaryMultiCallable[
@@ -65,9 +65,40 @@ class SessionServiceStub:
     ]
     """Makes a session that stands where the exported one stood, on this server or on another one with
     the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
-    any number of times, and holds no recorded answers. A server without a key refuses it with
-    FAILED_PRECONDITION; one without the model, with NOT_FOUND.
+    any number of times, and holds no recorded answers and no checkpoints. A server without a key
+    refuses it with FAILED_PRECONDITION; one without the model, with NOT_FOUND.
     """
+
+    CheckpointSession: grpc.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.CheckpointSessionRequest,
+        unrolled.v1.session_pb2.CheckpointSessionResponse,
+    ]
+    """Gives the place where a session stands a name, to come back to with RewindSession. Each costs as
+    much memory as a session's state. Asking again does no harm. Counts as a use.
+    """
+
+    RewindSession: grpc.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.RewindSessionRequest,
+        unrolled.v1.session_pb2.RewindSessionResponse,
+    ]
+    """Takes a session to one of its checkpoints, earlier or later than where it stands, or back to
+    before its last turn. From there the same requests draw the same tokens, bit for bit: state and
+    position are those of then. The checkpoints stay; the seed does too.
+
+    Recorded answers of turns that came after that place was kept are forgotten: sent again, they run
+    anew. Those of turns before it stand. `expected_position` compares positions, not pasts: it
+    cannot tell a session that was taken back and has come to the same position since.
+
+    The session is held meanwhile: ABORTED while a turn is under way. The answer comes once this is
+    as durable as the session's turns are. Going back to a checkpoint may be asked for again; a turn
+    is taken back only once, since none is before it then. Counts as a use.
+    """
+
+    DeleteCheckpoint: grpc.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.DeleteCheckpointRequest,
+        unrolled.v1.session_pb2.DeleteCheckpointResponse,
+    ]
+    """Forgets a checkpoint. The session stays where it is. Counts as a use."""
 
     DeleteSession: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.DeleteSessionRequest,
@@ -106,7 +137,7 @@ class SessionServiceAsyncStub:
     ]
     """Makes a second session that stands where the first one did after its last committed turn. Takes
     the same time for a long past as for a short one, and leaves the parent where it was. The child
-    has the parent's idle time.
+    has the parent's idle time and `undo`, and none of its checkpoints.
     """
 
     ExportSession: grpc.aio.UnaryUnaryMultiCallable[
@@ -124,9 +155,40 @@ class SessionServiceAsyncStub:
     ]
     """Makes a session that stands where the exported one stood, on this server or on another one with
     the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
-    any number of times, and holds no recorded answers. A server without a key refuses it with
-    FAILED_PRECONDITION; one without the model, with NOT_FOUND.
+    any number of times, and holds no recorded answers and no checkpoints. A server without a key
+    refuses it with FAILED_PRECONDITION; one without the model, with NOT_FOUND.
     """
+
+    CheckpointSession: grpc.aio.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.CheckpointSessionRequest,
+        unrolled.v1.session_pb2.CheckpointSessionResponse,
+    ]
+    """Gives the place where a session stands a name, to come back to with RewindSession. Each costs as
+    much memory as a session's state. Asking again does no harm. Counts as a use.
+    """
+
+    RewindSession: grpc.aio.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.RewindSessionRequest,
+        unrolled.v1.session_pb2.RewindSessionResponse,
+    ]
+    """Takes a session to one of its checkpoints, earlier or later than where it stands, or back to
+    before its last turn. From there the same requests draw the same tokens, bit for bit: state and
+    position are those of then. The checkpoints stay; the seed does too.
+
+    Recorded answers of turns that came after that place was kept are forgotten: sent again, they run
+    anew. Those of turns before it stand. `expected_position` compares positions, not pasts: it
+    cannot tell a session that was taken back and has come to the same position since.
+
+    The session is held meanwhile: ABORTED while a turn is under way. The answer comes once this is
+    as durable as the session's turns are. Going back to a checkpoint may be asked for again; a turn
+    is taken back only once, since none is before it then. Counts as a use.
+    """
+
+    DeleteCheckpoint: grpc.aio.UnaryUnaryMultiCallable[
+        unrolled.v1.session_pb2.DeleteCheckpointRequest,
+        unrolled.v1.session_pb2.DeleteCheckpointResponse,
+    ]
+    """Forgets a checkpoint. The session stays where it is. Counts as a use."""
 
     DeleteSession: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.session_pb2.DeleteSessionRequest,
@@ -173,7 +235,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[unrolled.v1.session_pb2.ForkSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ForkSessionResponse]]:
         """Makes a second session that stands where the first one did after its last committed turn. Takes
         the same time for a long past as for a short one, and leaves the parent where it was. The child
-        has the parent's idle time.
+        has the parent's idle time and `undo`, and none of its checkpoints.
         """
 
     @abc.abstractmethod
@@ -195,9 +257,46 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[unrolled.v1.session_pb2.ImportSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ImportSessionResponse]]:
         """Makes a session that stands where the exported one stood, on this server or on another one with
         the same key and a model of the same fingerprint, under whatever name. A snapshot may be imported
-        any number of times, and holds no recorded answers. A server without a key refuses it with
-        FAILED_PRECONDITION; one without the model, with NOT_FOUND.
+        any number of times, and holds no recorded answers and no checkpoints. A server without a key
+        refuses it with FAILED_PRECONDITION; one without the model, with NOT_FOUND.
         """
+
+    @abc.abstractmethod
+    def CheckpointSession(
+        self,
+        request: unrolled.v1.session_pb2.CheckpointSessionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[unrolled.v1.session_pb2.CheckpointSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.CheckpointSessionResponse]]:
+        """Gives the place where a session stands a name, to come back to with RewindSession. Each costs as
+        much memory as a session's state. Asking again does no harm. Counts as a use.
+        """
+
+    @abc.abstractmethod
+    def RewindSession(
+        self,
+        request: unrolled.v1.session_pb2.RewindSessionRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[unrolled.v1.session_pb2.RewindSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.RewindSessionResponse]]:
+        """Takes a session to one of its checkpoints, earlier or later than where it stands, or back to
+        before its last turn. From there the same requests draw the same tokens, bit for bit: state and
+        position are those of then. The checkpoints stay; the seed does too.
+
+        Recorded answers of turns that came after that place was kept are forgotten: sent again, they run
+        anew. Those of turns before it stand. `expected_position` compares positions, not pasts: it
+        cannot tell a session that was taken back and has come to the same position since.
+
+        The session is held meanwhile: ABORTED while a turn is under way. The answer comes once this is
+        as durable as the session's turns are. Going back to a checkpoint may be asked for again; a turn
+        is taken back only once, since none is before it then. Counts as a use.
+        """
+
+    @abc.abstractmethod
+    def DeleteCheckpoint(
+        self,
+        request: unrolled.v1.session_pb2.DeleteCheckpointRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[unrolled.v1.session_pb2.DeleteCheckpointResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.DeleteCheckpointResponse]]:
+        """Forgets a checkpoint. The session stays where it is. Counts as a use."""
 
     @abc.abstractmethod
     def DeleteSession(

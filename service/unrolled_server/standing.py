@@ -1,0 +1,82 @@
+"""What changes of a session, and how: whatever is committed replaces all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from unrolled_server import checkpoints
+from unrolled_server.answers import Answer, committed_by, with_answer
+from unrolled_server.checkpoints import LAST_TURN, MAX_CHECKPOINTS, Mark, Marks
+from unrolled_server.errors import CheckpointNotFound, NothingToUndo, TooManyCheckpoints
+from unrolled_server.types import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a session stands, and what it keeps of how it came there.
+
+    (era, position) grows with every commit: turns move the position on, and whatever does not
+    begins a new era. So it says when something was committed, and which record is the newer one.
+    """
+
+    session: str
+    """Its name, for errors."""
+    past: Checkpoint
+    answers: bytes = b""
+    """As `answers` has them; all are of turns that led here."""
+    marks: bytes = b""
+    """As `checkpoints` has them."""
+    era: int = 1
+
+    def after_turn(self, past: Checkpoint, answer: Answer | None) -> Standing:
+        """A turn went from here to `past`."""
+        era = self.era if past.position > self.past.position else self.era + 1
+        marks, answers = self.marks, self.answers
+        if marks and (kept := checkpoints.decode(marks)).undo:
+            marks = checkpoints.encode(kept.having(self._mark(LAST_TURN)))
+        if answer is not None:
+            answers = with_answer(answers, replace(answer, era=era, position=past.position))
+        return replace(self, past=past, answers=answers, marks=marks, era=era)
+
+    def marked(self, id_: str) -> Standing:
+        """With a checkpoint here. Raises TooManyCheckpoints."""
+        marks = checkpoints.decode(self.marks)
+        if marks.is_full and marks.find(id_) is None:
+            raise TooManyCheckpoints(self.session, MAX_CHECKPOINTS)
+        return self._with(marks.having(self._mark(id_)))
+
+    def unmarked(self, id_: str) -> Standing:
+        """Without that checkpoint. Raises CheckpointNotFound."""
+        self._find(id_)
+        return self._with(checkpoints.decode(self.marks).without(id_))
+
+    def rewound(self, id_: str) -> Standing:
+        """At that checkpoint, or with LAST_TURN before the last turn, which is no longer the last.
+
+        What was answered there or before stands. Raises CheckpointNotFound, NothingToUndo.
+        """
+        mark = self._find(id_)
+        return replace(
+            self._with(checkpoints.decode(self.marks).without(LAST_TURN)),
+            past=mark.past,
+            answers=committed_by(self.answers, mark.era, mark.past.position),
+        )
+
+    def _find(self, id_: str) -> Mark:
+        mark = checkpoints.decode(self.marks).find(id_)
+        if mark is None and id_ == LAST_TURN:
+            raise NothingToUndo(self.session)
+        if mark is None:
+            raise CheckpointNotFound(self.session, id_)
+        return mark
+
+    def _mark(self, id_: str) -> Mark:
+        return Mark(id_, self.era, self.past)
+
+    def _with(self, marks: Marks) -> Standing:
+        return replace(self, marks=checkpoints.encode(marks), era=self.era + 1)
+
+
+Change: TypeAlias = Callable[[Standing], Standing]
