@@ -75,6 +75,7 @@ records = st.builds(
         st.binary(min_size=32, max_size=32).map(bytes.hex),
         uint64,
         uint64,
+        uint64,
         positions,
         st.integers(0, 2**32 - 1),
         times,
