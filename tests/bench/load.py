@@ -63,8 +63,8 @@ async def feed(load: Load, characters: int) -> float:
 
 
 def long_prompt(characters: int) -> str:
-    """Random text of the models' vocabulary."""
-    return "".join(random.Random(1).choices(CHARACTERS, k=characters))
+    """Random text of the models' vocabulary, each time another: the server remembers prompts."""
+    return "".join(random.choices(CHARACTERS, k=characters))
 
 
 class _Streams:

@@ -13,6 +13,7 @@ from bench import (
     over_bare,
     over_others,
     session_memory,
+    shared_prompts,
 )
 from bench.figure import Figure, Group
 
@@ -23,6 +24,7 @@ GROUPS: tuple[Group, ...] = (
     *long_prompts.groups(),
     *long_sessions.groups(),
     *metrics_cost.groups(),
+    *shared_prompts.groups(),
     *arithmetic.groups(),
     *session_memory.groups(),
 )

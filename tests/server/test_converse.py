@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -41,8 +42,7 @@ Feed = ConverseRequest.Feed
 ENDLESS = 2_000_000_000
 """Tokens of a completion that does not end by itself within any test; the server's limit."""
 
-BULK = TokenIds(ids=[0] * 20_000)
-"""A text that takes the server far longer than reading the commands sent along with it."""
+NUMBERS = itertools.count()
 
 SEED = 23
 
@@ -525,9 +525,18 @@ def test_a_stream_without_commands_ends(stubs: Stubs) -> None:
 # Stop
 
 
-def after_bulk(stubs: Stubs, text: str, count: int) -> str:
-    """What is drawn after BULK and a text; the lone run would take long for that."""
-    ids = [*BULK.ids, *map(CHARACTERS.index, text)]
+@pytest.fixture
+def bulk() -> TokenIds:
+    """A text that takes the server far longer than reading the commands sent along with it.
+
+    It has not been told before, so nothing of it is remembered.
+    """
+    return TokenIds(ids=[next(NUMBERS) % SIZE] * 8 + [0] * 20_000)
+
+
+def after_bulk(stubs: Stubs, bulk: TokenIds, text: str, count: int) -> str:
+    """What is drawn after `bulk` and a text; the lone run would take long for that."""
+    ids = [*bulk.ids, *map(CHARACTERS.index, text)]
     request = CompleteRequest(model="lstm", max_tokens=count, seed=SEED)
     request.prompt_tokens.ids.extend(ids)
     return stubs.completions.Complete(request, timeout=SECONDS).text
@@ -562,42 +571,48 @@ def test_stop_ends_a_completion_at_the_last_token_delivered(
     assert kinds(after) == [("d", "delta"), ("d", "outcome")]
 
 
-def test_a_completion_that_has_not_begun_is_stopped_without_a_draw(stubs: Stubs) -> None:
-    bulk = command("bulk", feed=Feed(tokens=BULK))
-    commands = (bulk, completing("c", "xyz", ENDLESS), STOP, completing("d", "", 9))
+def test_a_completion_that_has_not_begun_is_stopped_without_a_draw(
+    stubs: Stubs, bulk: TokenIds
+) -> None:
+    feed = command("bulk", feed=Feed(tokens=bulk))
+    commands = (feed, completing("c", "xyz", ENDLESS), STOP, completing("d", "", 9))
     _, *events = converse(stubs, opening(), *commands)
-    size = len(BULK.ids)
+    size = len(bulk.ids)
     assert kinds(events)[:2] == [("bulk", "outcome"), ("c", "outcome")]
     assert outcome("bulk", events).position == size
     expect_stopped(outcome("c", events), told=3, count=0, position=size + 3)
     assert outcome("d", events).finish_reason == FINISH_REASON_LENGTH
-    assert drawn("d", events).text == after_bulk(stubs, "xyz", 9)
+    assert drawn("d", events).text == after_bulk(stubs, bulk, "xyz", 9)
     assert of("stop", events) == []
 
 
-def test_stop_during_the_prompt_has_the_rest_of_it_told(stubs: Stubs, metrics: Metrics) -> None:
-    prompt = CompleteRequest(prompt_tokens=BULK, max_tokens=ENDLESS)
+def test_stop_during_the_prompt_has_the_rest_of_it_told(
+    stubs: Stubs, metrics: Metrics, bulk: TokenIds
+) -> None:
+    prompt = CompleteRequest(prompt_tokens=bulk, max_tokens=ENDLESS)
     with talking(stubs) as talk:
         talk.send(opening(), command("c", complete=prompt))
         session = talk.next().opened.name
         metrics.wait_for("unrolled_rows_active", 1)
         talk.send(STOP)
         events = talk.rest()
-    size = len(BULK.ids)
+    size = len(bulk.ids)
     assert kinds(events) == [("c", "outcome")]
     expect_stopped(outcome("c", events), told=size, count=0, position=size)
     assert stubs.position(session) == size
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_second_stop_leaves_the_next_completion_alone(stubs: Stubs, begun: bool) -> None:
+def test_a_second_stop_leaves_the_next_completion_alone(
+    stubs: Stubs, bulk: TokenIds, begun: bool
+) -> None:
     """Neither while the stopped one tells its prompt, nor while it has not begun."""
-    bulk = CompleteRequest(prompt_tokens=BULK, max_tokens=ENDLESS)
-    line = [command("c", complete=bulk)]
+    prompt = CompleteRequest(prompt_tokens=bulk, max_tokens=ENDLESS)
+    line = [command("c", complete=prompt)]
     if not begun:
-        line = [command("bulk", feed=Feed(tokens=BULK)), completing("c", "", ENDLESS)]
+        line = [command("bulk", feed=Feed(tokens=bulk)), completing("c", "", ENDLESS)]
     _, *events = converse(stubs, opening(), *line, completing("d", "", 7), STOP, STOP, STOP)
-    size = len(BULK.ids)
+    size = len(bulk.ids)
     told = size if begun else 0
     expect_stopped(outcome("c", events), told=told, count=0, position=size)
     assert outcome("d", events).finish_reason == FINISH_REASON_LENGTH
@@ -605,14 +620,14 @@ def test_a_second_stop_leaves_the_next_completion_alone(stubs: Stubs, begun: boo
     assert of("stop", events) == []
 
 
-def test_stop_takes_the_first_completion_in_line(stubs: Stubs) -> None:
-    bulk = command("bulk", feed=Feed(tokens=BULK))
+def test_stop_takes_the_first_completion_in_line(stubs: Stubs, bulk: TokenIds) -> None:
+    feed = command("bulk", feed=Feed(tokens=bulk))
     line = [completing("a", "x", ENDLESS), completing("b", "x", 5), completing("c", "x", 5)]
-    events = converse(stubs, opening(), bulk, *line, STOP)
+    events = converse(stubs, opening(), feed, *line, STOP)
     assert outcome("a", events).finish_reason == FINISH_REASON_STOPPED
     assert outcome("b", events).finish_reason == FINISH_REASON_LENGTH
     assert outcome("c", events).finish_reason == FINISH_REASON_LENGTH
-    assert outcome("c", events).position == len(BULK.ids) + 1 + 6 + 6
+    assert outcome("c", events).position == len(bulk.ids) + 1 + 6 + 6
 
 
 def test_one_completion_after_the_other_can_be_stopped(stubs: Stubs) -> None:
@@ -643,12 +658,12 @@ def test_stop_is_for_the_next_completion_once_the_outcome_is_there(stubs: Stubs)
             assert outcome("long", events).finish_reason == FINISH_REASON_STOPPED
 
 
-def test_stop_does_nothing_where_nothing_is_drawn(stubs: Stubs) -> None:
-    bulk = command("bulk", feed=Feed(tokens=BULK))
+def test_stop_does_nothing_where_nothing_is_drawn(stubs: Stubs, bulk: TokenIds) -> None:
+    feed = command("bulk", feed=Feed(tokens=bulk))
     score = command("score", score=Feed(text="xy"))
-    commands = (STOP, opening(), STOP, bulk, STOP, score, STOP, completing("c", "", 12))
+    commands = (STOP, opening(), STOP, feed, STOP, score, STOP, completing("c", "", 12))
     _, *events = converse(stubs, *commands)
-    size = len(BULK.ids)
+    size = len(bulk.ids)
     assert kinds(events) == [
         ("bulk", "outcome"),
         ("score", "score"),
@@ -657,7 +672,7 @@ def test_stop_does_nothing_where_nothing_is_drawn(stubs: Stubs) -> None:
         ("c", "outcome"),
     ]
     assert outcome("bulk", events).position == size
-    assert drawn("c", events).text == after_bulk(stubs, "xy", 12)
+    assert drawn("c", events).text == after_bulk(stubs, bulk, "xy", 12)
     assert outcome("c", events).finish_reason == FINISH_REASON_LENGTH
 
 

@@ -23,8 +23,17 @@ from unrolled_server.lane import Delivery, Lane
 from unrolled_server.opening import open_runners
 from unrolled_server.runner import DeviceError, RunnerConfig, RunnerError, StateSpec
 from unrolled_server.running import AnyRunner
-from unrolled_server.turn import Task, Turn
-from unrolled_server.types import MAX_STEPS, Checkpoint, Delta, Ending, Floats, Sampling
+from unrolled_server.turn import Recall, Task, Turn
+from unrolled_server.types import (
+    MAX_STEPS,
+    Checkpoint,
+    Delta,
+    Ending,
+    Floats,
+    Prefix,
+    Sampling,
+    Tokens,
+)
 from unrolled_server.vocabulary import CharacterVocabulary
 
 ROWS = 6
@@ -309,6 +318,45 @@ async def test_turns_are_those_of_a_lone_run(
         assert found is not None
         flat = np.concatenate([value[0] for value in state.values()])
         np.testing.assert_allclose(found, flat, rtol=0, atol=1e-5)
+
+
+async def test_states_on_the_way_are_handed_out_and_started_from(
+    exported: Exported, engines: list[Lane]
+) -> None:
+    engine, run = started(exported, engines, wants_logprobs=False), LoneRun(exported.folder)
+    prompts = [
+        np.random.default_rng(seed).integers(0, SIZE, 50).astype(np.int32) for seed in range(ROWS)
+    ]
+    wanted: list[list[Prefix]] = [[] for _ in prompts]
+    # One more row draws beside them, and moves when others leave.
+    turns = [turn(99, 70)] + [
+        telling(told, Recall(marks=(8, 17 + seed, 33), remember=wanted[seed].append))
+        for seed, told in enumerate(prompts)
+    ]
+    for each in turns:
+        engine.submit(each)
+    for each in turns:
+        await finish(each)
+    for seed, told in enumerate(prompts):
+        state, states = run.start(), {}
+        for count, token in enumerate(told.tolist(), 1):
+            state = run.feed(state, token).state
+            states[count] = np.concatenate([value[0] for value in state.values()])
+        assert [prefix.tokens for prefix in wanted[seed]] == [8, 17 + seed, 33]
+        for prefix in wanted[seed]:
+            np.testing.assert_allclose(prefix.state, states[prefix.tokens], rtol=0, atol=1e-5)
+        again = [telling(told, Recall(), seed), telling(told, Recall(wanted[seed][1]), seed)]
+        for each in again:
+            engine.submit(each)
+        (deltas, ending), (others, other) = [await finish(each) for each in again]
+        assert ids(deltas) == ids(others)
+        assert (ending.told, ending.cached) == (50, 0)
+        assert (other.told, other.cached) == (50, 17 + seed)
+
+
+def telling(told: Tokens, recall: Recall, seed: int = 0) -> Turn:
+    start, sampling = Checkpoint(None, None, 0), Sampling(seed)
+    return Turn(Task(start, told, 9, sampling, (), None, False, False, recall))
 
 
 async def test_log_probabilities_are_those_of_pytorch(

@@ -58,11 +58,13 @@ class Clock:
 class Watched(Turn):
     """A turn that keeps what it gets, and the sequence that it has to equal."""
 
-    def __init__(self, task: Task, lone: LoneSequence, first: int) -> None:
+    def __init__(self, task: Task, lone: LoneSequence, first: int, states: list[bytes]) -> None:
         super().__init__(task)
         self.lone = lone
         self.first = first
         """Tokens of the sequence before those that the turn draws."""
+        self.states = states
+        """After each number of the told tokens, where the turn begins the sequence."""
         self.drawn: list[int] = []
         self.logprobs: list[float] = []
         self.text = ""
@@ -76,6 +78,7 @@ class Watched(Turn):
     def receive(self, message: Delta | Ending | Exception | Prefix) -> None:
         assert not isinstance(message, Exception)
         if isinstance(message, Prefix):
+            assert message.state.tobytes() == self.states[message.tokens]
             super().receive(message)
             return
         assert self.ending is None
@@ -198,8 +201,10 @@ class EngineMachine(RuleBasedStateMachine):
         told = np.random.default_rng(kind.seed).integers(0, len(CHARACTERS), kind.told)
         told[: kind.shared] = SHARED[: kind.told][: kind.shared]
         told[told == END] = NEWLINE
+        states: list[bytes] = []
         for token in told.tolist():
             lone.tell(token)
+            states.append(state_bytes(lone))
         how = kind.how
         sampling = Sampling(kind.seed, how.temperature, how.top_k, how.top_p, how.min_p)
         recall = Recall()
@@ -210,10 +215,15 @@ class EngineMachine(RuleBasedStateMachine):
             start, told.astype(np.int32), kind.draws, sampling, kind.stops, kind.logprobs,
             scores=False, keeps_partial=True, recall=recall,
         )  # fmt: skip
-        turn = Watched(task, lone, len(lone.tokens))
+        turn = Watched(task, lone, len(lone.tokens), states)
         self.turns.append(turn)
         self.engine.submit(turn)
         self.over = [each for each in self.turns if each.ending is not None]
+
+
+def state_bytes(lone: LoneSequence) -> bytes:
+    """The state before the newest token."""
+    return np.concatenate([value[0] for value in lone._before.values()]).tobytes()
 
 
 def how_of(task: Task) -> Draw:
@@ -259,8 +269,7 @@ def check(turn: Watched) -> None:
     assert ending.checkpoint.pending == (lone.tokens[-1] if lone.tokens else None)
     # Fed the pending token, state and sequence have to say the same of what follows.
     if ending.checkpoint.state is not None:
-        states = np.concatenate([value[0] for value in lone._before.values()])
-        assert ending.checkpoint.state.tobytes() == states.tobytes()
+        assert ending.checkpoint.state.tobytes() == state_bytes(lone)
 
 
 def test_every_turn_draws_what_it_draws_alone(

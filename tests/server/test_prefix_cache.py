@@ -10,12 +10,14 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from unrolled_server.batch import Batch
 from unrolled_server.engine import Engine
 from unrolled_server.models import ServedModel
 from unrolled_server.prefix_cache import BLOCK, ENTRY_BYTES, SHARE, PrefixCache, lengths
+from unrolled_server.row import Row
 from unrolled_server.tenants import tenant
-from unrolled_server.turn import Recall
-from unrolled_server.types import Prefix, Tokens
+from unrolled_server.turn import Recall, Task, Turn
+from unrolled_server.types import Checkpoint, Prefix, Sampling, Tokens
 from unrolled_server.vocabulary import CharacterVocabulary
 
 STATE = 30
@@ -188,3 +190,31 @@ def test_bytes_are_those_that_are_used() -> None:
         tracemalloc.stop()
     assert len(cache) == 4000
     assert 0.8 * cache.bytes <= used <= cache.bytes
+
+
+def test_few_rows_at_a_time_end_runs_for_all_others() -> None:
+    vocabulary = CharacterVocabulary([b"a", b"b"], None, (), None)
+    batch = Batch(20, vocabulary.size, vocabulary.end_tokens)
+
+    def row(marks: tuple[int, ...]) -> Row:
+        told, start = np.zeros(100, np.int32), Checkpoint(None, None, 0)
+        task = Task(start, told, 0, Sampling(0), (), None, False, False, Recall(marks=marks))
+        return Row(Turn(task), vocabulary)
+
+    rows = [row(()), *(row((5, 50)) for _ in range(10)), row((3,))]
+    for each in rows:
+        batch.join(each)
+    assert batch.most_steps() == 5
+    batch.advance(np.zeros((5, len(rows)), np.int32))
+    assert batch.at_marks() == [1, 2, 3, 4, 5, 6, 7, 8]
+    for place in batch.at_marks():
+        batch.mark(place, rows[place])
+    assert batch.most_steps() == 45
+    # The next that joins may be remembered once one of them has left.
+    batch.join(row((7,)))
+    assert batch.most_steps() == 45
+    batch.leave(3)
+    place = batch.join(row((7,)))
+    assert batch.most_steps() == 7
+    batch.advance(np.zeros((7, batch.size), np.int32))
+    assert batch.at_marks() == [place]

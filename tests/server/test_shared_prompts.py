@@ -80,13 +80,13 @@ def test_a_hit_a_part_of_one_and_a_miss_answer_alike(
     stubs: Stubs, repository: Repository, model: str
 ) -> None:
     head = prompt_of(repository, model, 700, 1)
-    tails = [prompt_of(repository, model, 400, seed) for seed in (2, 3)]
+    tails = [prompt_of(repository, model, 200, seed) for seed in (2, 3)]
     for seed, (prompt, saved) in enumerate(
         [
             (head + tails[0], 0),
-            (head + tails[0], 1024),
+            (head + tails[0], 768),
             (head + tails[1], 512),
-            (head + tails[1], 1024),
+            (head + tails[1], 768),
             (head, 512),
             (head[:600] + tails[1], 512),
             (tails[1] + head, 0),
@@ -122,6 +122,24 @@ def test_lengths_about_a_block(
     assert str(again[0].logprobs) == str(again[1].logprobs)
     if length:
         check(repository, "lstm", prompt, Draw(), again[1])
+
+
+def test_prompts_told_at_the_same_time_are_remembered_each_for_itself(
+    stubs: Stubs, repository: Repository
+) -> None:
+    prompts = [prompt_of(repository, "gru", 600 + 50 * seed, 110 + seed) for seed in range(6)]
+    for saved in ([0] * 6, [512, 512, 512, 512, 768, 768]):
+        calls = [
+            stubs.completions.Complete.future(
+                CompleteRequest(model="gru", prompt=prompt, max_tokens=DRAWN, logprobs=0),
+                timeout=SECONDS,
+            )
+            for prompt in prompts
+        ]
+        answers = [call.result() for call in calls]
+        assert list(map(cached, answers)) == saved
+    for prompt, answer in zip(prompts, answers, strict=True):
+        check(repository, "gru", prompt, Draw(), answer)
 
 
 def test_a_system_prompt_of_10000_characters_is_run_once(
