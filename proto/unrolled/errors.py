@@ -8,7 +8,7 @@ UnrolledError                any status; code, message, reason and the rest say 
 ├── FailedPrecondition       the session does not stand where the call expects it
 ├── ResourceExhausted        a limit of the server: retry_after where waiting helps
 ├── Unauthenticated          the server wants an API key, and another one than this
-├── Unavailable              nobody answers there, or the server is draining
+├── Unavailable              nobody answers there, the way there broke, or the server is draining
 ├── DeadlineExceeded         the timeout passed; the turn has left no trace unless it had ended
 ├── Cancelled                this side cancelled the call
 └── Unimplemented            this release of the server does not do that
@@ -153,8 +153,16 @@ def error_from_rpc(error: grpc.RpcError) -> UnrolledError:
         # A proxy may replace the code or the message and leave the trailer.
         status = None
     if status is None:
-        status = Status(code=error.code().value[0], message=error.details() or "")
+        status = _status_of_transport(error.code(), error.details() or "")
     return error_from_status(status)
+
+
+def _status_of_transport(code: grpc.StatusCode, message: str) -> Status:
+    """The status of a call that no server of this kind has ended."""
+    if code is grpc.StatusCode.INTERNAL and "RST_STREAM" in message:
+        # How a proxy ends a stream whose server is gone.
+        code = grpc.StatusCode.UNAVAILABLE
+    return Status(code=code.value[0], message=message)
 
 
 class translated:

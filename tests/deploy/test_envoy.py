@@ -154,6 +154,19 @@ def test_a_server_that_nobody_reaches_fails_no_call(repository: Repository) -> N
         assert envoy.count("outlier_detection.ejections_enforced_total")
 
 
+def test_a_stream_whose_server_dies_is_unavailable(repository: Repository) -> None:
+    with (
+        running_replicas(repository, 1) as (replica,),
+        running_envoy([replica.server.address]) as envoy,
+        unrolled.Client(envoy.address) as client,
+    ):
+        stream = client.stream("a", model="lstm", max_tokens=65_536)
+        assert next(stream).text
+        replica.server.process.kill()
+        with pytest.raises(unrolled.Unavailable):
+            list(stream)
+
+
 def test_what_is_answered_costs_no_server_its_place(repository: Repository) -> None:
     with (
         running_replicas(repository, 1) as (replica,),
