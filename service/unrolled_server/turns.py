@@ -234,6 +234,9 @@ class Turns:
         if self.draining.is_set():
             raise Draining
         model, session = await self._resolve(request)
+        if self.draining.is_set():
+            # Since then: nobody waits for turns that begin now.
+            raise Draining
         if self._of_model[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
         start = FRESH if session is None else self.sessions.memory.checkpoint(session)
