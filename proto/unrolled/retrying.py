@@ -29,8 +29,9 @@ _POLICY = {
     "backoffMultiplier": 3,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-_THROTTLING = {"maxTokens": 10, "tokenRatio": 0.1}
-"""Where every second call fails, nothing is repeated: that would only add to the load."""
+_THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
+"""After 500 failures, less a tenth of the successes, nothing is repeated: it would only add to the
+load. Not before: of several servers behind a proxy, one that dies fails all its calls at once."""
 
 
 def may_be_repeated(request: CompleteRequest) -> bool:

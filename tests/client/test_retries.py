@@ -129,6 +129,16 @@ def test_it_gives_up(unwell: Unwell, client: unrolled.Client) -> None:
     assert unwell.calls["GetModel"] == ATTEMPTS
 
 
+def test_many_that_fail_at_once_are_all_asked_again(
+    unwell: Unwell, client: unrolled.Client
+) -> None:
+    unwell.failures = 64
+    with ThreadPoolExecutor(64) as pool:
+        for done in [pool.submit(client.model, "m") for _ in range(64)]:
+            done.result()
+    assert unwell.calls["GetModel"] == 128
+
+
 def test_other_failures_are_final(unwell: Unwell, client: unrolled.Client) -> None:
     unwell.failures = 100
     for code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL):

@@ -17,6 +17,9 @@ ON_A_SESSION = [
     ("GetSession", NAME),  # refresh
     ("ExportSession", NAME),
     ("ForkSession", NAME),
+    ("CheckpointSession", NAME),
+    ("RewindSession", NAME),
+    ("DeleteCheckpoint", NAME),
     ("Complete", NAME),
     ("StreamComplete", NAME),
     ("Score", NAME),
@@ -35,6 +38,9 @@ def test_calls_on_a_session_name_it(fake: FakeService, client: Client) -> None:
     session.refresh()
     session.export()
     session.fork()
+    session.checkpoint("here")
+    session.rewind("here")
+    session.delete_checkpoint("here")
     client.complete("a", session=NAME)
     list(client.stream("a", session=NAME))
     client.score("a", session=NAME)
@@ -57,6 +63,9 @@ async def test_the_same_for_asyncio(fake: FakeService, async_client: AsyncClient
     await session.refresh()
     await session.export()
     await session.fork()
+    await session.checkpoint("here")
+    await session.rewind("here")
+    await session.delete_checkpoint("here")
     await async_client.complete("a", session=NAME)
     _ = [delta async for delta in async_client.stream("a", session=NAME)]
     await async_client.score("a", session=NAME)
