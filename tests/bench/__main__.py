@@ -1,9 +1,9 @@
 """Measure the server, print how far each figure has come, and keep what came out.
 
-Each FIGURE selects those whose names begin with it; without one, all are measured. Each is a JSON
-object on a line of latest.jsonl (figure, value, unit, detail) and, with the commit, of
-history.jsonl, and a chart NAME.png. The exit status says whether everything could be measured,
-not what came out.
+Each FIGURE selects those whose names begin with it; without one, all are measured but
+million_sessions. Each is a JSON object on a line of latest.jsonl (figure, value, unit, detail) and,
+with the commit, of history.jsonl, and a chart NAME.png. The exit status says whether everything
+could be measured, not what came out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> int:
     folder.mkdir(exist_ok=True)
     records, results, failed = Records(folder), [], []
     with Generator() as generator:
-        bench = Bench(_settings(arguments), ModelCache(folder / "models"), generator)
+        bench = Bench(_settings(arguments), ModelCache(folder / "models"), generator, folder)
         for group in GROUPS:
             try:
                 for result in _wanted(group, bench, wanted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Bench:
     settings: Settings
     models: ModelCache
     generator: Generator
+    folder: Path
+    """Where measurements may have files."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,5 @@ class Group:
 
     figures: tuple[Figure, ...]
     measure: Callable[[Bench], Iterator[Result]]
+    only_if_named: bool = False
+    """It takes so long that it is left out where figures are not named."""

@@ -25,7 +25,7 @@ DRAWN = 128
 
 @dataclass(frozen=True)
 class Load:
-    """`streams` clients that each take one turn after the other: 64 told, 128 drawn."""
+    """`streams` clients that each take one turn after the other."""
 
     address: str
     pid: int
@@ -36,6 +36,8 @@ class Load:
     """Each stream carries its own session on; else every turn starts afresh."""
     warm_turns: int | None = None
     """Turns to end before anything is counted; None: one for each stream."""
+    told: int = len(PROMPT)
+    drawn: int = DRAWN
 
 
 async def sample(load: Load, seconds: float, fed_beside: int = 0) -> Sample:
@@ -85,11 +87,12 @@ class _Streams:
         self._told = self._drawn = 0
         self._first_tokens: list[float] = []
         self._gaps: list[tuple[float, int]] = []
+        self._turn_seconds: list[float] = []
 
     def taken(self, wall: float, cpu: float) -> Sample:
         """What was counted."""
         rate = Rate(self._told + self._drawn, wall, cpu)
-        return Sample(rate, self._drawn, self._first_tokens, self._gaps)
+        return Sample(rate, self._drawn, self._first_tokens, self._gaps, self._turn_seconds)
 
     async def until(self, other: Coroutine[Any, Any, Any], seconds: float | None = None) -> None:
         """Go on until `other` has ended or the time is up; raises where it or a stream fails."""
@@ -104,27 +107,29 @@ class _Streams:
         session = None
         if self._load.in_sessions:
             session = await self._client.create_session(self._load.model)
-        await self._turn(session, 1 + place * DRAWN // self._load.streams)
+        await self._turn(session, 1 + place * self._load.drawn // self._load.streams)
         while True:
-            await self._turn(session, DRAWN)
+            await self._turn(session, self._load.drawn)
 
     async def _turn(self, session: AsyncSession | None, drawn: int) -> None:
-        before, is_first = time.perf_counter(), True
+        started = before = time.perf_counter()
+        is_first, prompt = True, PROMPT[: self._load.told]
         stream = (
-            self._client.stream(PROMPT, model=self._load.model, max_tokens=drawn)
+            self._client.stream(prompt, model=self._load.model, max_tokens=drawn)
             if session is None
-            else session.stream(PROMPT, max_tokens=drawn)
+            else session.stream(prompt, max_tokens=drawn)
         )
         async with stream:
             async for delta in stream:
                 now, count = time.perf_counter(), len(delta.token_ids)
                 if is_first:
-                    self._told += len(PROMPT)
+                    self._told += len(prompt)
                     self._first_tokens.append(now - before)
                 elif count:
                     self._gaps.append((now - before, count))
                 self._drawn += count
                 before, is_first = now, False
+        self._turn_seconds.append(time.perf_counter() - started)
         self._turns += 1
         if self._turns == self._turns_to_warm:
             self.warm.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,16 @@ class Sample:
     """Seconds from each request to its first token."""
     gaps: list[tuple[float, int]]
     """Seconds from a message to the next of the same turn, and the tokens of that one."""
+    turns: list[float] = field(default_factory=list)
+    """Seconds of each turn that ended."""
+
+    @property
+    def turns_per_second(self) -> float:
+        return len(self.turns) / self.rate.seconds
+
+    def turn(self, percentile: float) -> float:
+        """Seconds from a request to its outcome."""
+        return float(np.percentile(self.turns, percentile))
 
     def first_token(self, percentile: float) -> float:
         """Time to first token, seconds."""

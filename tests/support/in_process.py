@@ -40,14 +40,15 @@ class InProcess:
         """A new session, stored."""
         return await self.sessions.create(self.models.model(model), seed)
 
-    async def complete(self, session: str, prompt: str, drawn: int) -> list[int]:
-        """A turn of the session of this name; returns the drawn tokens."""
-        request = TurnRequest("", session, prompt, "prompt", drawn)
-        tokens: list[int] = []
+    async def complete(self, session: str, prompt: str, drawn: int) -> list[tuple[int, float]]:
+        """A turn of the session of this name; the drawn tokens and their log-probabilities."""
+        request = TurnRequest("", session, prompt, "prompt", drawn, logprobs=0)
+        said: list[tuple[int, float]] = []
         async with await self.turns.begin(request) as turn:
             async for delta in turn:
-                tokens += delta.token_ids
-        return tokens
+                if delta.logprobs is not None:
+                    said += zip(delta.token_ids, map(float, delta.logprobs.chosen), strict=True)
+        return said
 
 
 @asynccontextmanager
