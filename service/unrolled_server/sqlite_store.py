@@ -3,6 +3,9 @@
 One thread has the only connection. It takes everything that waits for it at once: reads, each
 by itself, then all writes in one transaction, so that turns that end together share one flush
 of the disk. The transaction is done or undone as a whole before anybody hears of it.
+
+The thread lets go of Python's lock in every statement and may wait milliseconds to get it back
+from a busy event loop; so the turns of a transaction are written by one statement.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, groupby
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -76,9 +80,31 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 SYNCHRONOUS = {Durability.FSYNC: "FULL", Durability.PROCESS_CRASH: "NORMAL"}
 
+UPDATE = """
+WITH new (id, model, ends, facts, body) AS (VALUES {})
+UPDATE sessions SET ends = new.ends, facts = new.facts, body = new.body
+FROM new WHERE sessions.id = new.id AND sessions.model = new.model
+"""
+MAX_ROWS = 64
+"""Of one such statement, which has copies of them."""
+
 Changes: TypeAlias = "Counter[str]"
 """By how many sessions of each model a transaction changes their number."""
 Act: TypeAlias = "Callable[[apsw.Connection, Changes], Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A session's row."""
+
+    id: bytes
+    tenant: str
+    model: str
+    """name/version"""
+    ends: float | None
+    """Seconds since the epoch."""
+    facts: bytes
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +114,8 @@ class Job:
     act: Act
     future: asyncio.Future[Any]
     reads: bool = False
-    is_turn: bool = False
+    turn: StoredRow | None = None
+    """What the commit of a turn writes."""
     asked: float = field(default_factory=time.perf_counter)
 
 
@@ -132,12 +159,14 @@ class SqliteStore:
 
     async def insert(self, record: SessionRecord) -> Receipt:
         """Keep a new session."""
-        await self._submit(lambda db, changes: _insert(db, changes, record))
+        row = _row(record)
+        await self._submit(lambda db, changes: _insert(db, changes, row))
         return Receipt(self.durability)
 
     async def commit(self, record: SessionRecord) -> Receipt:
         """Replace a session's record by that after a turn. Raises SessionNotFound."""
-        await self._submit(lambda db, changes: _update(db, changes, record), is_turn=True)
+        row = _row(record)
+        await self._submit(lambda db, changes: _update(db, changes, row), turn=row)
         return Receipt(self.durability)
 
     async def read(self, id_: bytes, tenant: str) -> SessionRecord | None:
@@ -181,11 +210,11 @@ class SqliteStore:
             await asyncio.to_thread(self._thread.join)
 
     def _submit(
-        self, act: Act, *, reads: bool = False, is_turn: bool = False
+        self, act: Act, *, reads: bool = False, turn: StoredRow | None = None
     ) -> asyncio.Future[Any]:
         if self._is_closed:
             raise StoreUnavailable(NAME)
-        job = Job(act, self._loop.create_future(), reads, is_turn)
+        job = Job(act, self._loop.create_future(), reads, turn)
         self._jobs.put(job)
         return job.future
 
@@ -225,12 +254,12 @@ class SqliteStore:
 
     def _write(self, jobs: list[Job], *, mended: bool = False) -> list[Result]:
         """Do all in one transaction; if that fails, none."""
-        turns = [job for job in jobs if job.is_turn]
+        turns = [job for job in jobs if job.turn is not None]
         changes: Changes = Counter()
         try:
             _reach_with(turns, "store.before_write")
             self._db.execute("BEGIN IMMEDIATE")
-            results = [_attempt(job, self._db, changes) for job in jobs]
+            results = _attempt_all(jobs, self._db, changes)
             _reach_with(turns, "store.before_commit")
             self._db.execute("COMMIT")
         except Exception as error:
@@ -386,6 +415,18 @@ def _reach_with(turns: list[Job], place: str) -> None:
         reach(place)
 
 
+def _attempt_all(jobs: list[Job], db: apsw.Connection, changes: Changes) -> list[Result]:
+    """Do the jobs of a transaction in their order, turns that follow each other at once."""
+    results: list[Result] = []
+    for are_turns, some in groupby(jobs, lambda job: job.turn is not None):
+        group = list(some)
+        if are_turns and _update_all(db, [job.turn for job in group if job.turn is not None]):
+            results += [(job.future, None, None) for job in group]
+        else:
+            results += [_attempt(job, db, changes) for job in group]
+    return results
+
+
 def _attempt(job: Job, db: apsw.Connection, changes: Changes) -> Result:
     """Do a job of a transaction; what it is refused is its own matter."""
     try:
@@ -411,31 +452,53 @@ def _check_owner(facts: SessionFacts, id_: bytes) -> None:
         raise RecordDamaged("the record is that of another session")
 
 
-def _insert(db: apsw.Connection, changes: Changes, record: SessionRecord) -> None:
-    facts = record.facts
+def _row(record: SessionRecord) -> StoredRow:
+    """The record as it is stored. Raises ValueError for a name that is none of a session."""
+    facts, id_ = record.facts, session_id(record.facts.name)
+    if id_ is None:
+        raise ValueError(facts.name)
+    return StoredRow(id_, facts.tenant, facts.model, facts.ends, *encode(record))
+
+
+def _insert(db: apsw.Connection, changes: Changes, row: StoredRow) -> None:
     db.execute(
         "INSERT INTO sessions (id, tenant, model, ends, facts, body) VALUES (?, ?, ?, ?, ?, ?)",
-        (session_id(facts.name), facts.tenant, facts.model, facts.ends, *encode(record)),
+        (row.id, row.tenant, row.model, row.ends, row.facts, row.body),
     )
-    changes[facts.model] += 1
+    changes[row.model] += 1
 
 
-def _update(db: apsw.Connection, changes: Changes, record: SessionRecord) -> None:
-    facts, id_ = record.facts, session_id(record.facts.name)
-    row = db.execute("SELECT model FROM sessions WHERE id = ?", (id_,)).fetchone()
-    if row is None:
+def _update_all(db: apsw.Connection, rows: list[StoredRow]) -> bool:
+    """Replace rows, each of which is there with the same model; else some, if any, and False."""
+    return all(
+        _update_some(db, rows[start : start + MAX_ROWS]) for start in range(0, len(rows), MAX_ROWS)
+    )
+
+
+def _update_some(db: apsw.Connection, rows: list[StoredRow]) -> bool:
+    # Nobody has the ID NULL: it fills up, so that there are but few statements to prepare.
+    size = 1 << (len(rows) - 1).bit_length()
+    values = chain.from_iterable((row.id, row.model, row.ends, row.facts, row.body) for row in rows)
+    nobody = (None,) * (5 * (size - len(rows)))
+    db.execute(UPDATE.format(", ".join(["(?, ?, ?, ?, ?)"] * size)), (*values, *nobody))
+    return db.changes() == len(rows)
+
+
+def _update(db: apsw.Connection, changes: Changes, row: StoredRow) -> None:
+    found = db.execute("SELECT model FROM sessions WHERE id = ?", (row.id,)).fetchone()
+    if found is None:
         # A record that was put aside while the session went on in memory: here it is whole again.
-        db.execute("DELETE FROM quarantine WHERE id = ?", (id_,))
+        db.execute("DELETE FROM quarantine WHERE id = ?", (row.id,))
         if not db.changes():
-            raise SessionNotFound(facts.name)
-        _insert(db, changes, record)
+            raise SessionNotFound(name_of(row.id))
+        _insert(db, changes, row)
         return
     db.execute(
         "UPDATE sessions SET model = ?, ends = ?, facts = ?, body = ? WHERE id = ?",
-        (facts.model, facts.ends, *encode(record), id_),
+        (row.model, row.ends, row.facts, row.body, row.id),
     )
-    changes[row[0]] -= 1
-    changes[facts.model] += 1
+    changes[found[0]] -= 1
+    changes[row.model] += 1
 
 
 def _remove(db: apsw.Connection, changes: Changes, id_: bytes) -> bool:

@@ -28,7 +28,7 @@ from unrolled_server.session_record import (
     encode,
     with_use,
 )
-from unrolled_server.sqlite_store import SqliteStore
+from unrolled_server.sqlite_store import MAX_ROWS, SqliteStore
 from unrolled_server.store import StoreOpenError
 from unrolled_server.types import Checkpoint, Durability, Place
 
@@ -185,6 +185,29 @@ async def test_a_commit_does_not_bring_a_session_back(store: SqliteStore) -> Non
     assert isinstance(outcomes[1], SessionNotFound)
     assert await store.read(id_of(numbered(1)), "default") is None
     assert not await store.delete(id_of(numbered(1)))
+
+
+@pytest.mark.parametrize("count", [1, 3, MAX_ROWS, 2 * MAX_ROWS + 1])
+@pytest.mark.parametrize("are_usual", [True, False])
+async def test_turns_that_end_together_each_stand_for_themselves(
+    store: SqliteStore, count: int, are_usual: bool
+) -> None:
+    """The first session has ended, or the last one's model has another name now."""
+    before = [numbered(number) for number in range(count)]
+    await asyncio.gather(*map(store.insert, before))
+    after = [replace(record, answers=b"after") for record in before]
+    ended = 0
+    if not are_usual:
+        ended += await store.delete(id_of(before[0]))
+        after[-1] = replace(after[-1], facts=replace(after[-1].facts, model="n/2"))
+    outcomes = await asyncio.gather(*map(store.commit, after), return_exceptions=True)
+    assert [isinstance(one, SessionNotFound) for one in outcomes[:ended]] == [True] * ended
+    assert not any(isinstance(one, Exception) for one in outcomes[ended:])
+    for record in after[ended:]:
+        assert same(await store.read(id_of(record), "default"), record)
+    renamed = int(not are_usual and count > 1)
+    expected = {"m/1": count - ended - renamed, "n/2": renamed}
+    assert {model: store.count().get(model, 0) for model in expected} == expected
 
 
 async def test_pages_are_in_the_order_of_ids(store: SqliteStore) -> None:
