@@ -38,6 +38,7 @@ class Server:
             Counter(f"unrolled_{name}_tokens", "-", ["model"], registry=registry)
             for name in ("generated", "prompt", "scored")
         )
+        self.replays = self._counter("replays")
         self.state_bytes = self._gauge("session_state_bytes")
         self.first_token = self._histogram("time_to_first_token_seconds", "model")
         self.inter_token = self._histogram("inter_token_latency_seconds", "model")
@@ -47,11 +48,25 @@ class Server:
     def add_model(self, name: str, status: str = "ready") -> None:
         self.models.labels(name, status, "lstm", "fp32", "cpu", "ab" * 6).set(1)
 
+    def add_store(self) -> None:
+        """From now on it has metrics of a store."""
+        self.commit = self._histogram("commit_duration_seconds")
+        self.evicted = self._counter("evictions", "reason")
+        self.store_errors = self._counter("store_errors", "kind")
+        self.damaged = self._counter("store_corrupt_records")
+        self.store_size, self.store_free = (
+            Gauge(f"unrolled_store_{name}_bytes", "-", registry=self.registry)
+            for name in ("size", "free")
+        )
+
     def page(self) -> str:
         return generate_latest(self.registry).decode()
 
     def _gauge(self, name: str) -> Gauge:
         return Gauge(f"unrolled_{name}", "-", ["model"], registry=self.registry)
+
+    def _counter(self, name: str, *labels: str) -> Counter:
+        return Counter(f"unrolled_{name}", "-", labels, registry=self.registry)
 
     def _histogram(self, name: str, *labels: str) -> Histogram:
         return Histogram(f"unrolled_{name}", "-", labels, buckets=BOUNDS, registry=self.registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 from client.command import environment, run, started, terminal
@@ -54,6 +55,37 @@ def test_its_figures_are_what_was_done(repository: Repository) -> None:
         assert {name: round(value, 6) for name, value in sums.items()} == {"drawn": 37, "told": 5}
     assert (first["sessions"], first["sessions_limit"], first["active_limit"]) == (0, 7, 256)
     assert (now["sessions"], now["uptime"] > 0) == (1, True)
+
+
+def test_figures_of_a_store(repository: Repository, tmp_path: Path) -> None:
+    flags = ("--store", f"sqlite:{tmp_path / 'sessions.db'}", "--max-sessions", "2")
+    with (
+        running_server(repository.path, *flags) as server,
+        started("top", "--json", *INTERVAL, "--metrics", server.metrics_url) as command,
+        connected(server.address) as stubs,
+    ):
+        assert command.stdout is not None
+        command.stdout.readline()
+        for session in [stubs.create("lstm") for _ in range(5)]:
+            turn = CompleteRequest(session=session, prompt="a", max_tokens=3, request_id="once")
+            for _ in range(2):
+                stubs.completions.Complete(turn, timeout=SECONDS)
+        Metrics(server.metrics_url).wait_for("unrolled_replays_total", 5)
+        sums = {"commits": 0.0, "evicted": 0.0, "replays": 0.0}
+        while round(sums["replays"]) < 5:
+            now = json.loads(command.stdout.readline())
+            sums["replays"] += now["replays"] * now["seconds"]
+            for name in ("commits", "evicted"):
+                sums[name] += now["store"][name] * now["seconds"]
+        # Every turn found its session out of memory.
+        wanted = {"commits": 5, "evicted": 5 - 2 + 5, "replays": 5}
+        assert {name: round(value, 6) for name, value in sums.items()} == wanted
+        assert (now["sessions"], now["sessions_in_memory"]) == (5, 2)
+        assert now["models"][1]["sessions"] == {"memory": 2, "store": 3}
+        assert now["store"]["size_bytes"] > 0 < now["store"]["free_bytes"]
+        once = run("top", "--once", *INTERVAL, "--metrics", server.metrics_url)
+        assert "sessions 5, in memory 2" in once.stdout
+        assert "2 memory, 3 store" in once.stdout
 
 
 def test_a_live_view_outlives_its_server() -> None:

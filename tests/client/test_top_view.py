@@ -68,6 +68,36 @@ def test_everything_on_a_wide_terminal(now: Figures) -> None:
     assert busy.index("4,321") + len("4,321") == header.index("DRAWN/S") + len("DRAWN/S")
 
 
+def test_a_store_has_a_line_of_its_own() -> None:
+    server = Server()
+    server.add_store()
+    server.sessions_limit.set(100)
+    server.sessions.labels(server.model, "memory").set(100)
+    server.sessions.labels(server.model, "store").set(4_900)
+    server.store_size.set(5 * 2**20)
+    server.store_free.set(72 * 2**30)
+    before = server.page()
+    for _ in range(30):
+        server.commit.observe(0.0025)
+    server.evicted.labels("capacity").inc(12)
+    server.replays.inc(3)
+    calm = figures(Scrape(0.0, parse(before)), Scrape(1.0, parse(server.page())))
+    text = "\n".join(draw(Picture((calm,), None), 200))
+    for fact in (
+        *("sessions 5,000, in memory 100", "replays 3.00/s", "store  commits 30.0/s"),
+        *("commit p50 / p99 3.50 ms / 4.97 ms", "left memory 12.0/s", "5.00 MiB, 72.0 GiB free"),
+    ):
+        assert fact in text
+    assert "damaged" not in text
+    before = server.page()
+    server.store_errors.labels("full").inc(4)
+    server.damaged.inc()
+    worse = figures(Scrape(0.0, parse(before)), Scrape(2.0, parse(server.page())))
+    text = "\n".join(draw(Picture((worse,), None), 200))
+    assert "full 2.00/s" in text
+    assert "damaged records 1" in text
+
+
 @pytest.mark.parametrize("width", [1, 20, 40, 60, 80, 100, 120, 160])
 def test_nothing_is_wider_than_the_terminal(now: Figures, width: int) -> None:
     lines = draw(Picture((now,), "a problem of many words " * 5), width)

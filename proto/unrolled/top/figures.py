@@ -45,6 +45,24 @@ class ModelFigures:
 
 
 @dataclass(frozen=True)
+class StoreFigures:
+    """What keeps sessions beyond memory."""
+
+    commits: float
+    """Turns a second."""
+    commit: Latency
+    evicted: float
+    """Sessions a second that left memory."""
+    errors: dict[str, float]
+    """Failures a second, by kind; only kinds that occurred."""
+    damaged: int
+    """Records put aside since the start."""
+    size_bytes: int
+    free_bytes: int
+    """Left on its volume."""
+
+
+@dataclass(frozen=True)
 class Figures:
     """A server between two pages that are `seconds` apart."""
 
@@ -56,13 +74,18 @@ class Figures:
     """CPU-seconds a second."""
     memory_bytes: int
     sessions: int
+    sessions_in_memory: int
     sessions_limit: int
+    """Of those in memory."""
     active_limit: int
     """Rows of one model at most."""
     calls: float
     """Ended ones a second."""
     failures: dict[str, float]
     """Those not OK a second, by code; only codes that occurred."""
+    replays: float
+    """Turns a second that were answered from the record."""
+    store: StoreFigures | None
     models: tuple[ModelFigures, ...]
 
     def model(self, name: str) -> ModelFigures | None:
@@ -82,10 +105,13 @@ def figures(before: Scrape, after: Scrape, now: float | None = None) -> Figures:
         cores=rise.total("process_cpu_seconds_total") / seconds,
         memory_bytes=int(stand.total("process_resident_memory_bytes")),
         sessions=int(stand.total("unrolled_sessions")),
+        sessions_in_memory=int(stand.total("unrolled_sessions", tier="memory")),
         sessions_limit=int(stand.total("unrolled_sessions_limit")),
         active_limit=int(stand.total("unrolled_rows_active_limit")),
         calls=rise.total("unrolled_rpc_handled_total") / seconds,
         failures=_failures(rise, seconds),
+        replays=rise.total("unrolled_replays_total") / seconds,
+        store=_store(rise, stand, seconds),
         models=tuple(
             _model(facts, rise, stand, seconds)
             for facts, _ in sorted(
@@ -119,6 +145,23 @@ def _failures(rise: Samples, seconds: float) -> dict[str, float]:
     return {code: n / seconds for code, n in sorted(ended.items()) if code != "OK" and n > 0}
 
 
+def _store(rise: Samples, stand: Samples, seconds: float) -> StoreFigures | None:
+    """None where there is no store."""
+    histogram = "unrolled_commit_duration_seconds"
+    if f"{histogram}_count" not in stand.values:
+        return None
+    failed = rise.by("kind", "unrolled_store_errors_total")
+    return StoreFigures(
+        commits=rise.total(f"{histogram}_count") / seconds,
+        commit=_latency(rise, histogram),
+        evicted=rise.total("unrolled_evictions_total") / seconds,
+        errors={kind: n / seconds for kind, n in sorted(failed.items()) if n > 0},
+        damaged=int(stand.total("unrolled_store_corrupt_records_total")),
+        size_bytes=int(stand.total("unrolled_store_size_bytes")),
+        free_bytes=int(stand.total("unrolled_store_free_bytes")),
+    )
+
+
 def _model(facts: dict[str, str], rise: Samples, stand: Samples, seconds: float) -> ModelFigures:
     name = facts["model"]
     runs = rise.total("unrolled_batch_rows_count", model=name)
@@ -141,11 +184,11 @@ def _model(facts: dict[str, str], rise: Samples, stand: Samples, seconds: float)
         scored=rise.total("unrolled_scored_tokens_total", model=name) / seconds,
         rows_a_run=rows / runs if runs else None,
         steps={part: spent / seconds for part, spent in steps.items()},
-        first_token=_latency(rise, "unrolled_time_to_first_token_seconds", name),
-        inter_token=_latency(rise, "unrolled_inter_token_latency_seconds", name),
+        first_token=_latency(rise, "unrolled_time_to_first_token_seconds", model=name),
+        inter_token=_latency(rise, "unrolled_inter_token_latency_seconds", model=name),
     )
 
 
-def _latency(rise: Samples, histogram: str, model: str) -> Latency:
-    buckets = rise.buckets(histogram, model=model)
+def _latency(rise: Samples, histogram: str, **labels: str) -> Latency:
+    buckets = rise.buckets(histogram, **labels)
     return Latency(quantile(0.5, buckets), quantile(0.99, buckets))

@@ -9,7 +9,7 @@ from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from unrolled.top.figures import Figures, Latency, ModelFigures
+from unrolled.top.figures import Figures, Latency, ModelFigures, StoreFigures
 from unrolled.top.watch import Picture
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -41,6 +41,8 @@ def picture(seen: Picture, url: str, width: int) -> RenderableType:
     if seen.history:
         newest = seen.history[-1]
         parts += [_heading(newest, url), _load(newest)]
+        if newest.store is not None:
+            parts.append(_store(newest.store))
         if newest.failures:
             parts.append(_failures(newest))
         parts += [Text(), _models(seen.history, width)]
@@ -117,9 +119,26 @@ def _load(now: Figures) -> Text:
             Text(f"calls {rate(now.calls)}/s"),
             _full("rows", active, now.active_limit),
             Text(f"waiting {waiting:,}", "yellow" if waiting else ""),
-            _full("sessions", now.sessions, now.sessions_limit),
+            _full("sessions", now.sessions, now.sessions_limit)
+            if now.store is None
+            else Text(f"sessions {now.sessions:,}, in memory {now.sessions_in_memory:,}"),
+            Text(f"replays {rate(now.replays)}/s"),
         )
     )
+
+
+def _store(store: StoreFigures) -> Text:
+    parts = [
+        Text("store", "bold"),
+        Text(f"commits {rate(store.commits)}/s"),
+        Text("commit p50 / p99 ").append_text(_quantiles(store.commit)),
+        Text(f"left memory {rate(store.evicted)}/s"),
+        Text(f"{size(store.size_bytes)}, {size(store.free_bytes)} free"),
+    ]
+    parts += [Text(f"{kind} {rate(n)}/s", "bold red") for kind, n in store.errors.items()]
+    if store.damaged:
+        parts.append(Text(f"damaged records {store.damaged:,}", "bold red"))
+    return _line(parts)
 
 
 def _full(name: str, count: int, limit: int) -> Text:
