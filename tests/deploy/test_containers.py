@@ -66,6 +66,15 @@ def test_nobody_runs_it_and_it_is_asked_for_its_health() -> None:
     assert '"unrolled", "health"' in health
 
 
+def test_compose_keeps_sessions_where_the_server_s_user_may_write() -> None:
+    (settings,) = [line for line in instructions("ENV") if "UNROLLED_DATA_DIR" in line]
+    folder = re.search(r"UNROLLED_DATA_DIR=(\S+)", settings)
+    assert folder is not None
+    assert f"sessions:{folder[1]}" in COMPOSE["services"]["server"]["volumes"]
+    (made,) = [line for line in instructions("RUN") if "useradd --uid 10001" in line]
+    assert f"--owner 10001 --group 10001 --mode 700 {folder[1]}" in made
+
+
 @pytest.mark.parametrize("line", instructions("ENV"))
 def test_settings_in_the_image_are_settings_of_the_server(line: str) -> None:
     known = {"UNROLLED_" + name.upper() for name in Config.__dataclass_fields__}
