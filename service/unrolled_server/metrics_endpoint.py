@@ -38,7 +38,8 @@ def _application(registry: CollectorRegistry) -> WSGIApplication:
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] == PATH:
-            return metrics(environ, start_response)
+            # OpenMetrics would say nothing more, and takes twice the time to write.
+            return metrics({**environ, "HTTP_ACCEPT": "text/plain"}, start_response)
         known = environ["PATH_INFO"] == "/"
         start_response("200 OK" if known else "404 Not Found", _TEXT)
         return [f"Prometheus metrics of unrolled-server are at {PATH}\n".encode()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 import urllib.error
@@ -32,6 +33,16 @@ def get(url: str, path: str, method: str = "GET") -> tuple[int, str, str]:
 def test_metrics(server: RunningServer, path: str) -> None:
     status, kind, _ = get(server.metrics_url, path)
     assert (status, kind) == (200, "text/plain")
+
+
+def test_prometheus_gets_the_format_that_is_fast_to_write(server: RunningServer) -> None:
+    # What Prometheus 3 sends.
+    accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.4"
+    headers = {"Accept": accept, "Accept-Encoding": "gzip"}
+    request = urllib.request.Request(server.metrics_url, headers=headers)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
+        assert answer.headers.get_content_type() == "text/plain"
+        assert b"# TYPE unrolled_rpc_started_total counter" in gzip.decompress(answer.read())
 
 
 @pytest.mark.parametrize(
