@@ -16,7 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     from unrolled_server.files import FileError
     from unrolled_server.runner import DeviceError
-    from unrolled_server.server import BindError, serve
+    from unrolled_server.server import BindError, TracingError, serve
     from unrolled_server.store import StoreOpenError
 except ModuleNotFoundError as error:
     # The client alone is installed; its environment has this command all the same.
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         FailpointSyntaxError,
         FileError,
         StoreOpenError,
+        TracingError,
     ) as error:
         print(f"unrolled-server: {error}", file=sys.stderr)
         return 1

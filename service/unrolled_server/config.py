@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from unrolled_server import redis_url
 
@@ -88,6 +89,13 @@ def _store(text: str) -> str:
         raise ValueError("memory, sqlite, sqlite:FILE, or a URL redis://, rediss:// or unix://")
     if path and not Path(path).parent.is_dir():
         raise ValueError(f"there is no folder {Path(path).parent}")
+    return text
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("http://HOST:PORT, or https://HOST:PORT")
     return text
 
 
@@ -191,6 +199,12 @@ class Config:
     write_timeout: float = _flag(_some_time, "30s", "how long a stream may stay unread")
     drain_timeout: float = _flag(
         _seconds, "30s", "how long turns under way may take to end once the server is told to"
+    )
+    slow_turn: float = _flag(
+        _seconds, "1s", "turns whose first token or commit takes longer are logged; 0: none"
+    )
+    otlp_endpoint: str | None = _optional_flag(
+        _url, "collector of OpenTelemetry that gets a trace of each call, http://HOST:4317"
     )
     log_level: str = _flag(
         _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -29,6 +29,9 @@ from unrolled_server.metrics import NoRpcMetrics, RpcMetrics
 from unrolled_server.status import InternalError, status_of
 from unrolled_server.tenants import tenant
 
+if TYPE_CHECKING:
+    from unrolled_server.tracing import CallSpan, Tracer
+
 logger = logging.getLogger(__name__)
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -37,6 +40,8 @@ Behaviour: TypeAlias = Callable[..., Any]
 
 OPEN_SERVICES = ("grpc.health.v1.", "grpc.reflection.")
 """Beginnings of methods that take no API key."""
+FAULTS = ("DATA_LOSS", "UNAVAILABLE")
+"""Codes of calls that are logged though nobody debugs; what nobody foresaw has a line already."""
 REQUEST_ID = "x-request-id"
 REASON = "unrolled-reason"
 """A trailer with the reason of an error, for proxies: what they log, and send elsewhere."""
@@ -51,10 +56,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self,
         metrics: RpcMetrics | NoRpcMetrics,
         keys: Callable[[], ApiKeys | None] = lambda: None,
+        tracer: Tracer | None = None,
     ) -> None:
         """`keys`: those that are good now; None where none is asked for."""
         self._metrics = metrics
         self._keys = keys
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -92,6 +99,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID, name),))
         started = time.perf_counter()
         self._metrics.begin(method)
+        span = self._span(method, name, context)
         code = "OK"
         failure: ServerError | None = None
         try:
@@ -111,16 +119,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             seconds = time.perf_counter() - started
             self._metrics.end(method, code, seconds)
-            log_event(logger, logging.DEBUG, "call", method=method, code=code, seconds=seconds)
+            if span is not None:
+                span.end(code)
+            _log_call(method, code, seconds, failure)
         if failure is not None:
             # Counted before: the status of an unread stream leaves when its reader reads.
             await _abort(context, failure)
+
+    def _span(self, method: str, name: str, context: Context) -> CallSpan | None:
+        if self._tracer is None or method.startswith(OPEN_SERVICES):
+            return None
+        return self._tracer.begin(method, name, context.invocation_metadata() or ())
 
     def _let_in(self, method: str, context: Context) -> None:
         """Find out whose call it is. Raises Unauthenticated."""
         keys = self._keys()
         if keys is not None and not method.startswith(OPEN_SERVICES):
             tenant.set(keys.tenant(_sent(context, "authorization")))
+
+
+def _log_call(method: str, code: str, seconds: float, failure: ServerError | None) -> None:
+    """One line."""
+    level = logging.WARNING if code in FAULTS else logging.DEBUG
+    facts = {} if failure is None else {"reason": failure.reason}
+    log_event(logger, level, "call", method=method, code=code, seconds=seconds, **facts)
 
 
 def _request_id(context: Context) -> str:

@@ -225,6 +225,8 @@ class Lane:
         runner.top_k[place] = sampling.top_k
         runner.top_p[place] = sampling.top_p
         runner.min_p[place] = sampling.min_p
+        if row.turn.joined is None:
+            row.turn.joined = self._clock()
         self._look_at_flags(range(place, place + 1))
 
     def _look_at_flags(self, places: range) -> None:
@@ -389,6 +391,7 @@ class Lane:
             return
         self.stats.generated_tokens += count
         if before is None:
+            row.turn.first_token = now
             self.stats.first_token.observe(now - row.turn.created)
         else:
             self.stats.inter_token.observe((now - before) / count, count)

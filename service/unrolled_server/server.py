@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -50,9 +51,13 @@ from unrolled_server.stats import EngineStats, Tally, Unasked
 from unrolled_server.stopping import StopSignals
 from unrolled_server.store import StoreOpenError
 from unrolled_server.stored_sessions import StoredSessions
+from unrolled_server.turn_times import slow_turns
 from unrolled_server.turns import TurnLimits, Turns
 from unrolled_server.types import Durability
 from unrolled_server.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from unrolled_server.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -90,27 +95,35 @@ class BindError(Exception):
     """The server cannot listen where it should."""
 
 
+class TracingError(Exception):
+    """Traces cannot be made."""
+
+
 async def serve(config: Config) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way; a second one ends that.
 
     Raises DeviceError where the device is not there, BindError where a port is taken,
-    FileError, StoreOpenError, FailpointSyntaxError.
+    FileError, StoreOpenError, FailpointSyntaxError, TracingError.
     """
     check_device(config.device)
     failpoints.arm(os.environ)
     access = Access(config)
+    tracer = None if config.otlp_endpoint is None else _tracer(config.otlp_endpoint)
     stop = StopSignals()
     models = _load(config)
     sessions = await _keeper(config, models)
     limits = TurnLimits(
         config.max_tokens, config.max_prompt_bytes, config.max_rows + config.max_waiting
     )
+    watchers = [slow_turns(config.slow_turn)] if config.slow_turn else []
+    if tracer is not None:
+        watchers.append(tracer.turn)
     prefixes = PrefixCache(config.prefix_cache_bytes)
-    turns = Turns(models, sessions, limits, prefixes)
+    turns = Turns(models, sessions, limits, prefixes, watchers)
     registry = server_registry(models, sessions, prefixes, config.max_rows, config.max_waiting)
     checks = health.HealthServicer()
     calls = NoRpcMetrics() if config.metrics_port is None else RpcMetrics(registry)
-    interceptor = CallInterceptor(calls, access.keys)
+    interceptor = CallInterceptor(calls, access.keys, tracer)
     server = _server(config, turns, Snapshots(sessions, models, access.sealer), interceptor, checks)
     port = _bind(server, access, config.host, config.port)
     metrics = _serve_metrics(config, registry)
@@ -151,6 +164,8 @@ async def serve(config: Config) -> None:
         model.engine.close()
     if metrics is not None:
         metrics.close()
+    if tracer is not None:
+        await asyncio.to_thread(tracer.close)
     log_event(logger, logging.INFO, "stopped")
 
 
@@ -289,6 +304,16 @@ async def _end_calls(server: grpc.aio.Server, at_once: asyncio.Event) -> None:
 
 def _metrics_url(config: Config, metrics: MetricsEndpoint | None) -> str:
     return "off" if metrics is None else f"http://{_address(config.host, metrics.port)}{PATH}"
+
+
+def _tracer(endpoint: str) -> Tracer:
+    """Raises TracingError where OpenTelemetry is not installed."""
+    try:
+        from unrolled_server.tracing import Tracer
+    except ModuleNotFoundError as error:
+        remedy = "pip install '.[tracing]'"
+        raise TracingError(f"--otlp-endpoint needs {error.name}: {remedy}") from error
+    return Tracer(endpoint)
 
 
 async def _set_health(checks: health.HealthServicer, serving: bool) -> None:

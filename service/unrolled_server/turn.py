@@ -55,6 +55,9 @@ class Turn:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.created = time.perf_counter()
+        self.joined: float | None = None
+        """Set by the engine, as `first_token` is: when it got a row, by time.perf_counter."""
+        self.first_token: float | None = None
         self.cancelled = False
         """Set by the front: nobody waits for this turn any more."""
         self.stopping = False

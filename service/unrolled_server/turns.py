@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeAlias
@@ -32,6 +33,7 @@ from unrolled_server.session_keeper import SessionKeeper, check_position
 from unrolled_server.sessions import Session
 from unrolled_server.store import Claim
 from unrolled_server.turn import Recall, Task, Turn
+from unrolled_server.turn_times import TurnTimes, TurnWatcher
 from unrolled_server.types import (
     DEFAULT_MAX_TOKENS,
     Checkpoint,
@@ -81,6 +83,7 @@ class ActiveTurn:
         self._read = session if reads_only else None
         self._session = None if reads_only else session
         self._turn = Turn(task)
+        self._ended: float | None = None
         self._outcome: Outcome | None = None
         self._lost: ServerError | None = None
         """Why the session ended while the turn was under way."""
@@ -132,11 +135,19 @@ class ActiveTurn:
         if self._outcome is None:
             self._turn.cancelled = True
             self.model.engine.nudge()
+        self._turns.tell_watchers(self._times)
+
+    def _times(self) -> TurnTimes:
+        turn, over = self._turn, time.perf_counter()
+        drawn = None if self._outcome is None else self._outcome.ending.drawn
+        marks = (turn.created, turn.joined, turn.first_token, self._ended, over)
+        return TurnTimes(self.model.label, self.told, drawn, *marks)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         while True:
             message = await self._turn.next()
             if isinstance(message, Ending):
+                self._ended = time.perf_counter()
                 await self._commit(message)
                 return
             if self._turn.parked:
@@ -173,7 +184,10 @@ class Turns:
         sessions: SessionKeeper,
         limits: TurnLimits,
         prefixes: PrefixCache,
+        watchers: Sequence[TurnWatcher] = (),
     ) -> None:
+        """watchers: told of every turn that is over."""
+        self._watchers = watchers
         self.models = models
         self.sessions = sessions
         self._limits = limits
@@ -212,6 +226,13 @@ class Turns:
         self._of_model[turn.model] -= 1
         if not self._under_way:
             self._idle.set()
+
+    def tell_watchers(self, times: Callable[[], TurnTimes]) -> None:
+        """A turn is over; `times` is asked for where anybody wants to know."""
+        if self._watchers:
+            known = times()
+            for watch in self._watchers:
+                watch(known)
 
     async def answered(self, request: TurnRequest) -> Answer | None:
         """The answer on record where the turn was committed before; None: it is to be run.

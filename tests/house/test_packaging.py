@@ -45,7 +45,10 @@ def test_every_requirement_is_one_exact_version(name: str) -> None:
 
 @pytest.mark.parametrize(
     "declared",
-    [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["export"], *EXTRAS["top"]],
+    [
+        *PROJECT["dependencies"],
+        *(line for extra in ("server", "export", "top", "tracing") for line in EXTRAS[extra]),
+    ],
 )
 def test_what_the_project_needs_is_pinned_within_its_bounds(declared: str) -> None:
     wanted = Requirement(declared)
@@ -67,7 +70,8 @@ def test_an_image_has_what_the_server_needs_and_the_same_onnxruntime(
     image: str, runtime: str
 ) -> None:
     pinned, here = pins(f"{image}.txt"), pins("serve.txt")
-    wanted = [*PROJECT["dependencies"], *EXTRAS["server"], *EXTRAS["tokenizers"], *EXTRAS["top"]]
+    extras = ("server", "tokenizers", "top", "tracing")
+    wanted = [*PROJECT["dependencies"], *(line for extra in extras for line in EXTRAS[extra])]
     names = {canonicalize_name(Requirement(line).name) for line in wanted}
     other = {"onnxruntime", "onnxruntime-gpu"} - {runtime}
     assert names - pinned.keys() == other

@@ -43,6 +43,8 @@ DEFAULTS = {
     "flush_rate": 500,
     "write_timeout": 30.0,
     "drain_timeout": 30.0,
+    "slow_turn": 1.0,
+    "otlp_endpoint": None,
     "log_level": "info",
     "log_format": "text",
 }
@@ -83,6 +85,9 @@ GOOD: list[tuple[str, str, Any]] = [
     ("flush_interval", "0ms", 0.0),
     ("flush_interval", "1.5s", 1.5),
     ("write_timeout", "250ms", 0.25),
+    ("slow_turn", "0", 0.0),
+    ("otlp_endpoint", "http://[::1]:4317", "http://[::1]:4317"),
+    ("otlp_endpoint", "https://collector", "https://collector"),
     ("write_timeout", "0.5h", 1800.0),
     ("drain_timeout", "0", 0.0),
     ("drain_timeout", "2m", 120.0),
@@ -112,8 +117,12 @@ BAD = [
     ),
     *(
         (name, text, "20ms, 30s, 15m, 1h or 7d")
-        for name in ("session_ttl", "flush_interval", "write_timeout")
+        for name in ("session_ttl", "flush_interval", "write_timeout", "slow_turn")
         for text in ("soon", "-1s", "1 h", "1w", "h", ".5s", "1.s", "1e3", "inf", "nan", "1h30m")
+    ),
+    *(
+        ("otlp_endpoint", text, "http://HOST:PORT")
+        for text in ("collector:4317", "grpc://collector:4317", "http://", "/socket")
     ),
     *(
         (name, text, "more than 0")
