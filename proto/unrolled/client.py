@@ -127,15 +127,17 @@ class Client:
         *,
         seed: int | None = None,
         idle_ttl: float | timedelta | None = None,
+        max_age: float | timedelta | None = None,
         undo: bool = False,
         timeout: float | None = None,
     ) -> Session:
         """A new, empty session.
 
-        `idle_ttl`: seconds without use after which it ends. `undo`: keep where it stood before its
+        `idle_ttl`: seconds without use after which it ends. `max_age`: seconds after which it ends
+        however it is used. `undo`: keep where it stood before its
         last turn, so that `rewind` can take that back; it takes twice the memory then.
         """
-        request = requests.create_session(model, seed, idle_ttl, undo)
+        request = requests.create_session(model, seed, idle_ttl, max_age, undo)
         response = self._connection.unary(self._connection.sessions.CreateSession, request, timeout)
         return Session(self._connection, response.session, owned=True)
 
@@ -144,14 +146,15 @@ class Client:
         snapshot: bytes,
         *,
         idle_ttl: float | timedelta | None = None,
+        max_age: float | timedelta | None = None,
         undo: bool = False,
         timeout: float | None = None,
     ) -> Session:
         """A new session that stands where the one stood that `snapshot` was exported from.
 
-        `idle_ttl`, `undo`: as of `create_session`.
+        `idle_ttl`, `max_age`, `undo`: as of `create_session`.
         """
-        request = requests.import_session(snapshot, idle_ttl, undo)
+        request = requests.import_session(snapshot, idle_ttl, max_age, undo)
         response = self._connection.unary(self._connection.sessions.ImportSession, request, timeout)
         return Session(self._connection, response.session, owned=True)
 
@@ -286,15 +289,17 @@ class AsyncClient:
         *,
         seed: int | None = None,
         idle_ttl: float | timedelta | None = None,
+        max_age: float | timedelta | None = None,
         undo: bool = False,
         timeout: float | None = None,
     ) -> SessionOpening:
         """A new, empty session.
 
-        `idle_ttl`: seconds without use after which it ends. `undo`: keep where it stood before its
+        `idle_ttl`: seconds without use after which it ends. `max_age`: seconds after which it ends
+        however it is used. `undo`: keep where it stood before its
         last turn, so that `rewind` can take that back; it takes twice the memory then.
         """
-        request = requests.create_session(model, seed, idle_ttl, undo)
+        request = requests.create_session(model, seed, idle_ttl, max_age, undo)
 
         async def create() -> AsyncSession:
             response = await self._connection.unary(
@@ -309,14 +314,15 @@ class AsyncClient:
         snapshot: bytes,
         *,
         idle_ttl: float | timedelta | None = None,
+        max_age: float | timedelta | None = None,
         undo: bool = False,
         timeout: float | None = None,
     ) -> SessionOpening:
         """A new session that stands where the one stood that `snapshot` was exported from.
 
-        `idle_ttl`, `undo`: as of `create_session`.
+        `idle_ttl`, `max_age`, `undo`: as of `create_session`.
         """
-        request = requests.import_session(snapshot, idle_ttl, undo)
+        request = requests.import_session(snapshot, idle_ttl, max_age, undo)
 
         async def restore() -> AsyncSession:
             response = await self._connection.unary(

@@ -77,9 +77,19 @@ def score(
 
 
 def create_session(
-    model: str, seed: int | None, idle_ttl: float | timedelta | None, undo: bool
+    model: str,
+    seed: int | None,
+    idle_ttl: float | timedelta | None,
+    max_age: float | timedelta | None,
+    undo: bool,
 ) -> CreateSessionRequest:
-    return CreateSessionRequest(model=model, seed=seed, idle_ttl=_duration(idle_ttl), undo=undo)
+    return CreateSessionRequest(
+        model=model,
+        seed=seed,
+        idle_ttl=_duration(idle_ttl),
+        max_age=_duration(max_age),
+        undo=undo,
+    )
 
 
 def fork_session(name: str, seed: int | None) -> ForkSessionRequest:
@@ -91,9 +101,14 @@ def export_session(name: str, ttl: float | timedelta | None) -> ExportSessionReq
 
 
 def import_session(
-    snapshot: bytes, idle_ttl: float | timedelta | None, undo: bool
+    snapshot: bytes,
+    idle_ttl: float | timedelta | None,
+    max_age: float | timedelta | None,
+    undo: bool,
 ) -> ImportSessionRequest:
-    return ImportSessionRequest(snapshot=snapshot, idle_ttl=_duration(idle_ttl), undo=undo)
+    return ImportSessionRequest(
+        snapshot=snapshot, idle_ttl=_duration(idle_ttl), max_age=_duration(max_age), undo=undo
+    )
 
 
 def checkpoint_session(

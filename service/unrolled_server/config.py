@@ -154,6 +154,9 @@ class Config:
         _natural, "67108864", "states kept of the beginnings of prompts; 0: none"
     )
     session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
+    session_max_age: float = _flag(
+        _seconds, "0", "age at which a session ends, however it is used; 0: never"
+    )
     store: str = _flag(
         _store,
         "sqlite",

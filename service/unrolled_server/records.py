@@ -1,4 +1,7 @@
-"""What is kept of every session but its state: a row of 84 bytes in arrays that grow by blocks."""
+"""What is kept of every session but its state: a row of 84 bytes in arrays that grow by blocks.
+
+92 in blocks that have, or had, a session with a latest end.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,8 @@ class Block:
         self._keys = bytearray(KEY_BYTES * ROWS)
         # When sessions are over: NEVER for as long as they are busy, and in free rows.
         self._ends = array("d", [NEVER]) * ROWS
+        # When sessions are over at the latest; made for the first that has such an end.
+        self._latest: array[float] | None = None
         # No end is before it. It may be too early: uses postpone ends, and only a search for
         # what is due moves it.
         self._bound = NEVER
@@ -71,7 +76,20 @@ class Block:
     def expires(self, index: int) -> float:
         """When the row's session is over unless it is used before, busy or not."""
         idle_ttl = self.idle_ttls[index]
-        return self.used[index] + idle_ttl if idle_ttl else NEVER
+        end = self.used[index] + idle_ttl if idle_ttl else NEVER
+        return end if self._latest is None else min(end, self._latest[index])
+
+    def latest(self, index: int) -> float:
+        """When the row's session is over however it is used; NEVER: use keeps it."""
+        return NEVER if self._latest is None else self._latest[index]
+
+    def set_latest(self, index: int, latest: float) -> None:
+        """Set when the row's session is over however it is used."""
+        if self._latest is None:
+            if latest == NEVER:
+                return
+            self._latest = array("d", [NEVER]) * ROWS
+        self._latest[index] = latest
 
     def let_end(self, index: int) -> None:
         """The row's session is over when it expires, from now on: it is not busy."""

@@ -5,7 +5,8 @@
         tenant, position           as in the facts
         epoch                      of the last claim; that in the facts is of the last commit's
         used                       seconds since the epoch, the last use: not before the facts' own
-        ttl                        seconds; 0: it never expires
+        ttl                        seconds of idle time after which it ends; 0: it does not
+        latest                     seconds since the epoch: it ends then in any case; inf: never
     unrolled:{ID}:damaged          a session whose record is not what was written, put aside
     unrolled:{index}:ends          sorted set: IDs by when they were to end, seconds; +inf: never
     unrolled:{index}:tenant:NAME   sorted set: IDs of a tenant's sessions, all with score 0
@@ -54,7 +55,8 @@ if time[1] * 1000000 + time[2] > tonumber(ARGV[1]) then return 'late' end
 
 _WRITE = """
 redis.call('HSET', KEYS[1], 'facts', facts, 'body', body, 'tenant', tenant,
-           'position', position, 'epoch', epoch, 'used', used, 'ttl', ttl)
+           'position', position, 'epoch', epoch, 'used', used, 'ttl', ttl,
+           'latest', latest)
 if ends == '' then
     redis.call('PERSIST', KEYS[1])
 else
@@ -63,11 +65,14 @@ end
 return 'done'
 """
 
-_RECORD = "local facts, body, tenant, position, epoch, used, ttl, ends = unpack(ARGV, 2, 9)\n"
+_RECORD = """
+local facts, body, tenant, position, epoch, used, ttl, latest, ends = unpack(ARGV, 2, 10)
+"""
+
 
 INSERT = _IN_TIME + _RECORD + _WRITE
 """KEYS: session. ARGV: when it is too late, in us of Redis's clock; facts, body, tenant, position,
-epoch, used, ttl; when it ends, in ms, or ''. Returns 'done' or 'late'."""
+epoch, used, ttl, latest; when it ends, in ms, or ''. Returns 'done' or 'late'."""
 
 COMMIT = (
     _IN_TIME
@@ -75,7 +80,7 @@ COMMIT = (
     + """
 local current, before = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'facts'))
 if not current then return 'gone' end
-local since = ARGV[10]
+local since = ARGV[11]
 if current ~= epoch or (since ~= '' and string.sub(before, -16) ~= since) then return 'fenced' end
 """
     + _WRITE
@@ -85,11 +90,12 @@ if current ~= epoch or (since ~= '' and string.sub(before, -16) ~= since) then r
 
 USE = """
 local used, held_until = unpack(ARGV)
-local known, ttl = unpack(redis.call('HMGET', KEYS[1], 'used', 'ttl'))
+local known, ttl, latest = unpack(redis.call('HMGET', KEYS[1], 'used', 'ttl', 'latest'))
 if not known then return end
 if tonumber(used) > tonumber(known) then redis.call('HSET', KEYS[1], 'used', used) end
 if tonumber(ttl) > 0 then
-    local ends = string.format('%.0f', math.ceil((used + ttl) * 1000))
+    local ends = math.min(used + ttl, latest == 'inf' and math.huge or tonumber(latest))
+    ends = string.format('%.0f', math.ceil(ends * 1000))
     redis.call('PEXPIREAT', KEYS[1], ends, 'GT')
     if held_until ~= '' then redis.call('PEXPIREAT', KEYS[1], held_until, 'GT') end
 end

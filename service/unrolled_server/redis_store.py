@@ -276,8 +276,8 @@ def _ms(seconds: float) -> str:
 def _fields(facts: SessionFacts, known: bytes, body: bytes) -> list[Argument]:
     """What INSERT and COMMIT take of a record whose parts are `known` and `body`."""
     ends = "" if facts.ends is None else _ms(facts.ends)
-    position, epoch = facts.position, facts.epoch
-    return [known, body, facts.tenant, position, epoch, facts.used, facts.idle_ttl, ends]
+    at = facts.position, facts.epoch
+    return [known, body, facts.tenant, *at, facts.used, facts.idle_ttl, facts.latest, ends]
 
 
 def _known(version: Version | None) -> tuple[Argument, Argument]:

@@ -199,7 +199,12 @@ def _load(config: Config) -> Models:
 async def _keeper(config: Config, models: Models) -> SessionKeeper:
     """Where sessions are kept. Raises StoreOpenError."""
     kind, _, path = config.store.partition(":")
-    memory = Sessions(config.max_sessions, config.session_ttl, spills=kind != "memory")
+    memory = Sessions(
+        config.max_sessions,
+        config.session_ttl,
+        spills=kind != "memory",
+        max_age=config.session_max_age,
+    )
     if kind == "memory":
         return SessionKeeper(memory)
     if is_redis(config.store):

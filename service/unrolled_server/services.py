@@ -37,6 +37,7 @@ from unrolled_server.wire import (
     expected_position,
     export_message,
     idle_ttl,
+    max_age,
     outcome_message,
     rewind_target,
     score_turn,
@@ -126,7 +127,9 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CreateSessionResponse:
         model = self._models.model(_needed("model", request.model))
         seed = request.seed if request.HasField("seed") else None
-        session = await self._sessions.create(model, seed, idle_ttl(request), undo=request.undo)
+        session = await self._sessions.create(
+            model, seed, idle_ttl(request), undo=request.undo, max_age=max_age(request)
+        )
         return session_pb2.CreateSessionResponse(session=session_message(session.view))
 
     async def GetSession(
@@ -164,8 +167,9 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     async def ImportSession(
         self, request: session_pb2.ImportSessionRequest, context: Context
     ) -> session_pb2.ImportSessionResponse:
-        ttl, undo = idle_ttl(request), request.undo
-        session = await self._snapshots.restore(request.snapshot, ttl, undo=undo)
+        session = await self._snapshots.restore(
+            request.snapshot, idle_ttl(request), undo=request.undo, max_age=max_age(request)
+        )
         return session_pb2.ImportSessionResponse(session=session_message(session.view))
 
     async def CheckpointSession(

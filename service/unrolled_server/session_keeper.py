@@ -58,9 +58,10 @@ class SessionKeeper:
         idle_ttl: float | None = None,
         *,
         undo: bool = False,
+        max_age: float | None = None,
     ) -> Session:
         """A new session at the zero state. Raises TooManySessions."""
-        return self.memory.create(model, seed, idle_ttl, undo=undo)
+        return self.memory.create(model, seed, idle_ttl, undo=undo, max_age=max_age)
 
     async def restore(
         self,
@@ -70,9 +71,10 @@ class SessionKeeper:
         idle_ttl: float | None,
         *,
         undo: bool = False,
+        max_age: float | None = None,
     ) -> Session:
         """A new session that stands where another one stood. Raises TooManySessions."""
-        return self.memory.restore(model, past, seed, idle_ttl, undo=undo)
+        return self.memory.restore(model, past, seed, idle_ttl, undo=undo, max_age=max_age)
 
     async def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
@@ -135,7 +137,7 @@ class SessionKeeper:
         self.memory.touch(session)
 
     async def expire(self) -> bool:
-        """End sessions whose idle time is over; of very many, some: whether that may be so."""
+        """End sessions whose time is over; of very many, some: whether that may be so."""
         return self.memory.expire()
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ with a digest of themselves. All numbers are little-endian.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,9 +24,10 @@ from unrolled_server.types import Checkpoint, Place
 
 VERSION = 1
 DIGEST_BYTES = 16
-FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQQqIddd{DIGEST_BYTES}s?B")
+FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQQqIddd{DIGEST_BYTES}s?Bd")
 """Version; ID; fingerprint; epoch; era; seed; position; numbers of a state; created, used,
-idle TTL; digest of the body; whether it keeps the place before its last turn; how many places."""
+idle TTL; digest of the body; whether it keeps the place before its last turn; how many places
+there are; latest end."""
 LENGTH = struct.Struct("<H")
 POSITION = struct.Struct("<Q")
 BODY = struct.Struct("<iiHII")
@@ -67,14 +69,17 @@ class SessionFacts:
     """Whether it keeps where it stood before its last turn."""
     places: tuple[Place, ...] = ()
     """Those that its marks are of."""
+    latest: float = math.inf
+    """When it ends however it is used, in seconds since the epoch; infinity: use keeps it."""
 
     @property
     def ends(self) -> float | None:
         """Seconds since the epoch; None: it never expires."""
-        return self.used + self.idle_ttl if self.idle_ttl else None
+        end = min(self.used + self.idle_ttl if self.idle_ttl else math.inf, self.latest)
+        return None if end == math.inf else end
 
     def is_over(self, now: float) -> bool:
-        """Whether its idle time is over."""
+        """Whether its time is over."""
         return self.ends is not None and self.ends <= now
 
 
@@ -153,6 +158,7 @@ def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
         body_digest,
         facts.undo,
         len(facts.places),
+        facts.latest,
     )
     places = (POSITION.pack(place.position) + _packed(place.id) for place in facts.places)
     whole = b"".join((head, _packed(facts.tenant), _packed(facts.model), *places))
@@ -167,12 +173,12 @@ def _read(facts: bytes) -> tuple[SessionFacts, bytes]:
     version, id_, fingerprint, epoch, era, seed, position, *rest = FACTS.unpack_from(whole)
     if version != VERSION:
         raise RecordDamaged(f"version {version} of the layout is unknown")
-    state_size, created, used, idle_ttl, body_digest, undo, count = rest
+    state_size, created, used, idle_ttl, body_digest, undo, count, latest = rest
     tenant, at = _text(whole, FACTS.size)
     model, at = _text(whole, at)
     known = SessionFacts(
-        name_of(id_), tenant, model, fingerprint.hex(), epoch, era, seed, position,
-        state_size, created, used, idle_ttl, undo, tuple(_places(whole, at, count)),
+        name_of(id_), tenant, model, fingerprint.hex(), epoch, era, seed, position, state_size,
+        created, used, idle_ttl, undo, tuple(_places(whole, at, count)), latest,
     )  # fmt: skip
     return known, body_digest
 

@@ -105,8 +105,12 @@ class Session:
     @property
     def expires(self) -> float | None:
         """Seconds since the epoch; None: never."""
-        end = self.living().expires(self.index)
-        return None if end == NEVER else end
+        return _time(self.living().expires(self.index))
+
+    @property
+    def latest(self) -> float | None:
+        """When it ends however it is used, in seconds since the epoch; None: use keeps it."""
+        return _time(self.living().latest(self.index))
 
     @property
     def view(self) -> SessionView:
@@ -124,6 +128,7 @@ class Session:
             expires=self.expires,
             undo=marks.undo,
             places=marks.places,
+            latest=self.latest,
         )
 
     @property
@@ -148,7 +153,7 @@ class ModelSessions:
 
 
 class Sessions:
-    """The sessions in memory, at most `limit`; `idle_ttl` seconds is their default.
+    """The sessions in memory, at most `limit`; `idle_ttl` and `max_age` seconds are their defaults.
 
     With `spills`, a store has them all: what leaves memory has not ended, and above the limit
     the least recently used that are idle leave rather than new ones being refused.
@@ -161,6 +166,7 @@ class Sessions:
         clock: Callable[[], float] = time.time,
         *,
         spills: bool = False,
+        max_age: float = 0,
     ) -> None:
         self.limit = limit
         self.spills = spills
@@ -172,6 +178,7 @@ class Sessions:
         self.replays = 0
         """Turns answered from the record."""
         self._idle_ttl = idle_ttl
+        self._max_age = max_age
         self._clock = clock
         self._count = 0
         self._records = Records()
@@ -208,10 +215,12 @@ class Sessions:
         idle_ttl: float | None = None,
         *,
         undo: bool = False,
+        max_age: float | None = None,
     ) -> Session:
         """A new session at the zero state; without a seed it gets a random one.
 
-        With `undo` it keeps where it stood before its last turn. Raises TooManySessions.
+        With `undo` it keeps where it stood before its last turn. `max_age` seconds from now it
+        ends, however it is used; 0: use keeps it. Raises TooManySessions.
         """
         self._make_room()
         row = self._records.take()
@@ -221,6 +230,8 @@ class Sessions:
         block.seeds[index] = secrets.randbits(64) if seed is None else seed
         block.created[index] = block.used[index] = self._clock()
         block.idle_ttls[index] = self._idle_ttl if idle_ttl is None else idle_ttl
+        max_age = self._max_age if max_age is None else max_age
+        block.set_latest(index, block.created[index] + max_age if max_age else NEVER)
         self._begin(row, model)
         self._note(self._marks, row, checkpoints.encode(Marks(undo)))
         return self._session(row)
@@ -237,6 +248,7 @@ class Sessions:
         block.seeds[index] = facts.seed
         block.created[index], block.used[index] = facts.created, facts.used
         block.idle_ttls[index] = facts.idle_ttl
+        block.set_latest(index, facts.latest)
         self._begin(row, model)
         if home != row:
             self._rows[key], self._homes[row] = row, home
@@ -285,9 +297,11 @@ class Sessions:
     def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
         parent = self.get(name)
-        past = self.checkpoint(parent)
+        past, latest = self.checkpoint(parent), parent.block.latest(parent.index)
         seed = parent.seed if seed is None else seed
         child = self.restore(parent.model, past, seed, parent.idle_ttl, undo=parent.marks.undo)
+        child.block.set_latest(child.index, latest)
+        child.block.let_end(child.index)
         self.touch(parent)
         return child
 
@@ -299,9 +313,10 @@ class Sessions:
         idle_ttl: float | None,
         *,
         undo: bool = False,
+        max_age: float | None = None,
     ) -> Session:
         """A new session that stands where another one stood. Raises TooManySessions."""
-        session = self.create(model, seed, idle_ttl, undo=undo)
+        session = self.create(model, seed, idle_ttl, undo=undo, max_age=max_age)
         self._replace(session, replace(self.standing(session), past=past))
         return session
 
@@ -372,6 +387,7 @@ class Sessions:
             idle_ttl=session.idle_ttl,
             undo=marks.undo,
             places=marks.places,
+            latest=session.block.latest(session.index),
         )
         return SessionRecord(facts, standing.past, standing.answers, standing.marks)
 
@@ -457,7 +473,7 @@ class Sessions:
             session.block.let_end(session.index)
 
     def expire(self) -> bool:
-        """End sessions whose idle time is over; of very many, some: whether that may be so.
+        """End sessions whose time is over; of very many, some: whether that may be so.
 
         Where a store has them too, they leave memory, and the store is to end them.
         """
@@ -605,6 +621,11 @@ class Sessions:
             self._models.append(ModelSessions(model))
             self._numbers[model] = len(self._models) - 1
         return self._numbers[model]
+
+
+def _time(end: float) -> float | None:
+    """A time, None where that is never."""
+    return None if end == NEVER else end
 
 
 def _row_of(token: str) -> int:

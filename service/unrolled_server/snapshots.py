@@ -80,7 +80,12 @@ class Snapshots:
         return Export(sealer.seal(FORMAT, encode(snapshot)), session.view, expires)
 
     async def restore(
-        self, sealed: bytes, idle_ttl: float | None, *, undo: bool = False
+        self,
+        sealed: bytes,
+        idle_ttl: float | None,
+        *,
+        undo: bool = False,
+        max_age: float | None = None,
     ) -> Session:
         """A new session that stands where the exported one stood.
 
@@ -91,7 +96,7 @@ class Snapshots:
         if not _fits(snapshot.past, model):
             raise InvalidField("snapshot", UNUSABLE)
         past, seed = snapshot.past, snapshot.seed
-        return await self._sessions.restore(model, past, seed, idle_ttl, undo=undo)
+        return await self._sessions.restore(model, past, seed, idle_ttl, undo=undo, max_age=max_age)
 
     def _needed_sealer(self) -> Sealer:
         sealer = self._sealer()

@@ -193,12 +193,12 @@ class SqliteStore:
         return page
 
     async def over(self, now: float, most: int) -> list[bytes]:
-        """IDs of up to `most` sessions whose idle time is over, longest first."""
+        """IDs of up to `most` sessions whose time is over, longest first."""
         ids: list[bytes] = await self._submit(lambda db, _: _over(db, now, most), reads=True)
         return ids
 
     async def expire(self, ids: list[bytes], now: float) -> int:
-        """End those of these sessions whose idle time is over; how many that were."""
+        """End those of these sessions whose time is over; how many that were."""
         ended: int = await self._submit(lambda db, changes: _expire(db, changes, ids, now))
         return ended
 

@@ -128,10 +128,10 @@ class Store(Protocol):
         """Up to `most` of a tenant's sessions behind an ID, without those that cannot be read."""
 
     async def over(self, now: float, most: int) -> list[bytes]:
-        """IDs of up to `most` sessions whose idle time is over, longest first."""
+        """IDs of up to `most` sessions whose time is over, longest first."""
 
     async def expire(self, ids: list[bytes], now: float) -> int:
-        """End those of these sessions whose idle time is over; how many that were."""
+        """End those of these sessions whose time is over; how many that were."""
 
     async def close(self) -> None:
         """Finish what was asked for; nothing is to be asked for any more."""

@@ -8,6 +8,7 @@ asked for. One server has the store to itself.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -105,9 +106,10 @@ class StoredSessions(SessionKeeper):
         idle_ttl: float | None = None,
         *,
         undo: bool = False,
+        max_age: float | None = None,
     ) -> Session:
         """A new session at the zero state. Raises StoreFull, StoreUnavailable."""
-        session = self.memory.create(model, seed, idle_ttl, undo=undo)
+        session = self.memory.create(model, seed, idle_ttl, undo=undo, max_age=max_age)
         await self._keep(session)
         return session
 
@@ -119,19 +121,20 @@ class StoredSessions(SessionKeeper):
         idle_ttl: float | None,
         *,
         undo: bool = False,
+        max_age: float | None = None,
     ) -> Session:
         """A new session that stands where another one stood. Raises StoreFull, StoreUnavailable."""
-        session = self.memory.restore(model, past, seed, idle_ttl, undo=undo)
+        session = self.memory.restore(model, past, seed, idle_ttl, undo=undo, max_age=max_age)
         await self._keep(session)
         return session
 
     async def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises what `load` and `restore` do."""
-        parent = await self.load(name)
-        past = self.memory.checkpoint(parent)
-        seed, undo = parent.seed if seed is None else seed, parent.marks.undo
+        await self.load(name)
+        child = self.memory.fork(name, seed)
         self._use(name)
-        return await self.restore(parent.model, past, seed, parent.idle_ttl, undo=undo)
+        await self._keep(child)
+        return child
 
     async def delete(self, name: str) -> None:
         """End a session, and the turn it has under way, whether or not it can be read.
@@ -186,7 +189,7 @@ class StoredSessions(SessionKeeper):
             self._use(session.name)
 
     async def expire(self) -> bool:
-        """End sessions whose idle time is over; of very many, some: whether that may be so."""
+        """End sessions whose time is over; of very many, some: whether that may be so."""
         more_in_memory = self.memory.expire()
         await self._write_uses()
         now = self._clock()
@@ -239,7 +242,7 @@ class StoredSessions(SessionKeeper):
         return (await self._store.commit(record)).durability
 
     async def _is_there(self, name: str, id_: bytes) -> bool:
-        """Whether there is a session to be ended: not where its idle time is over."""
+        """Whether there is a session to be ended: not where its time is over."""
         with suppress(SessionNotFound):
             self.memory.get(name)
             return True
@@ -319,6 +322,7 @@ class StoredSessions(SessionKeeper):
             expires=facts.ends,
             undo=facts.undo,
             places=facts.places,
+            latest=None if facts.latest == math.inf else facts.latest,
         )
 
     def _use(self, name: str) -> None:

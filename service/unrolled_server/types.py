@@ -193,3 +193,5 @@ class SessionView:
     undo: bool = False
     """Whether it keeps where it stood before its last turn."""
     places: tuple[Place, ...] = ()
+    latest: float | None = None
+    """When it ends however it is used, in seconds since the epoch; None: use keeps it."""

@@ -206,6 +206,7 @@ def session_message(session: SessionView) -> session_pb2.Session:
         ),
         undo=session.undo,
         undo_position=undo_position,
+        end_time=None if session.latest is None else _timestamp(session.latest),
     )
 
 
@@ -251,6 +252,16 @@ def idle_ttl(
     Raises InvalidField.
     """
     return _lifetime("idle_ttl", message.idle_ttl) if message.HasField("idle_ttl") else None
+
+
+def max_age(
+    message: session_pb2.CreateSessionRequest | session_pb2.ImportSessionRequest,
+) -> float | None:
+    """Seconds after which the session ends however it is used; None: the server's default.
+
+    Raises InvalidField.
+    """
+    return _lifetime("max_age", message.max_age) if message.HasField("max_age") else None
 
 
 def snapshot_ttl(message: session_pb2.ExportSessionRequest) -> float | None:

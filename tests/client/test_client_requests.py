@@ -10,7 +10,7 @@ from client.fake_service import FakeService
 from unrolled import AsyncClient, Client, CompletionOptions
 from unrolled.v1.completion_pb2 import CompleteRequest, ScoreRequest, TokenIds
 from unrolled.v1.model_pb2 import GetModelRequest
-from unrolled.v1.session_pb2 import CreateSessionRequest
+from unrolled.v1.session_pb2 import CreateSessionRequest, ImportSessionRequest
 
 EVERY_OPTION = CompletionOptions(
     max_tokens=0,
@@ -134,15 +134,19 @@ async def test_asyncio_scores(fake: FakeService, async_client: AsyncClient) -> N
     assert fake.received == [ScoreRequest(model="tiny", text="abc", logprobs=2)]
 
 
-@pytest.mark.parametrize("idle_ttl", [90, 90.0, timedelta(minutes=1, seconds=30)])
-def test_idle_ttl_is_seconds_or_timedelta(
-    fake: FakeService, client: Client, idle_ttl: float | timedelta
+@pytest.mark.parametrize("time", [90, 90.0, timedelta(minutes=1, seconds=30)])
+def test_times_are_seconds_or_timedelta(
+    fake: FakeService, client: Client, time: float | timedelta
 ) -> None:
-    client.create_session("tiny", seed=0, idle_ttl=idle_ttl)
+    client.create_session("tiny", seed=0, idle_ttl=time, max_age=time)
+    client.import_session(b"\xff\0\r\n1", max_age=time)
 
     (request,) = fake.heard(CreateSessionRequest)
     assert (request.model, request.seed, request.HasField("seed")) == ("tiny", 0, True)
     assert request.idle_ttl.ToTimedelta() == timedelta(seconds=90)
+    (imported,) = fake.heard(ImportSessionRequest)
+    for age in (request.max_age, imported.max_age):
+        assert age.ToTimedelta() == timedelta(seconds=90)
 
 
 def test_a_session_takes_the_servers_defaults(fake: FakeService, client: Client) -> None:

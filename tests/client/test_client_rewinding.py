@@ -111,12 +111,14 @@ def test_the_command_line_goes_back(server: RunningServer) -> None:
         assert (done.stderr, done.returncode) == ("", 0)
         return done.stdout.strip()
 
-    name = sessions("create", "--model", "lstm", "--undo")
+    name = sessions("create", "--model", "lstm", "--undo", "--max-age", "90")
     with unrolled.Client(server.address) as client:
         client.session(name).feed("abc")
         assert sessions("checkpoint", name, "here") == "position 3"
         client.session(name).feed("ab")
     shown = sessions("show", name).splitlines()
+    assert [line.split()[0] for line in shown[-4:-2]] == ["expires", "ends"]
+    assert shown[-4].split()[1:] == shown[-3].split()[1:]
     assert shown[-2:] == ["checkpoint   here at 3 tokens", "undo         to 3 tokens"]
     assert sessions("rewind", name) == "position 3"
     assert sessions("show", name).splitlines()[-1] == "undo         no turn to take back"

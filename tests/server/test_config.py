@@ -28,6 +28,7 @@ DEFAULTS = {
     "max_prompt_bytes": 1_048_576,
     "prefix_cache_bytes": 64 << 20,
     "session_ttl": 3600.0,
+    "session_max_age": 0.0,
     "store": "sqlite",
     "data_dir": None,
     "store_sync": "full",

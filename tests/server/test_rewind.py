@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from support.calls import SECONDS, Stubs, connected, refusal_of_status, refused, unread_turn
 from support.lone import LoneSession
@@ -148,9 +149,10 @@ def test_an_imported_session_begins_without_checkpoints(
         mark(stubs, name, "here")
         snapshot = stubs.sessions.ExportSession(ExportSessionRequest(name=name)).snapshot
         for undo in (False, True):
-            asked = ImportSessionRequest(snapshot=snapshot, undo=undo)
+            asked = ImportSessionRequest(snapshot=snapshot, undo=undo, max_age=Duration(seconds=9))
             imported = stubs.sessions.ImportSession(asked).session
             assert (imported.position, places(imported), imported.undo) == (2, {}, undo)
+            assert imported.end_time == imported.expire_time
 
 
 def test_a_checkpoint_moves_and_is_deleted(stubs: Stubs) -> None:

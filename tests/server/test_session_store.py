@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import inf
 from typing import Any, cast
 
 import numpy as np
@@ -69,6 +70,7 @@ class Known:
     model: int
     seed: int
     ttl: float
+    latest: float
     created: float
     used: float
     past: Checkpoint = field(default_factory=lambda: Checkpoint(None, None, 0))
@@ -76,8 +78,13 @@ class Known:
     told: int = 0
     """Times that its turn was told of its end."""
 
+    @property
+    def ends(self) -> float:
+        """When it is over if it is not used; infinity: never."""
+        return min(self.used + self.ttl if self.ttl else inf, self.latest)
+
     def is_over(self, now: float) -> bool:
-        return not self.held and self.ttl > 0 and self.used + self.ttl <= now
+        return not self.held and self.ends <= now
 
 
 tokens = st.none() | st.integers(0, 2**31 - 1)
@@ -128,20 +135,31 @@ class StoreMachine(RuleBasedStateMachine):
         assert made.name not in {handle.name for handle in self.gone}
         self.known[made.name] = known(made)
 
-    @rule(count=st.integers(1, 6), model=st.integers(0, 2), seed=st.none() | seeds, ttl=ttls)
-    def create(self, count: int, model: int, seed: int | None, ttl: float | None) -> None:
+    @rule(
+        count=st.integers(1, 6),
+        model=st.integers(0, 2),
+        seed=st.none() | seeds,
+        ttl=ttls,
+        age=ttls,
+    )
+    def create(
+        self, count: int, model: int, seed: int | None, ttl: float | None, age: float | None
+    ) -> None:
         for _ in range(count):
-            self.create_one(model, seed, ttl)
+            self.create_one(model, seed, ttl, age)
 
-    def create_one(self, model: int, seed: int | None, ttl: float | None) -> None:
+    def create_one(
+        self, model: int, seed: int | None, ttl: float | None, age: float | None
+    ) -> None:
         now = self.clock.now
         self.make(
-            lambda: self.sessions.create(MODELS[model], seed, ttl),
+            lambda: self.sessions.create(MODELS[model], seed, ttl, max_age=age),
             lambda made: Known(
                 made,
                 model,
                 made.seed if seed is None else seed,
                 TTL if ttl is None else ttl,
+                now + age if age else inf,
                 now,
                 now,
             ),
@@ -265,7 +283,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert session.model is MODELS[known.model]
             assert (session.seed, session.idle_ttl) == (known.seed, known.ttl)
             assert (session.created, session.used) == (known.created, known.used)
-            assert session.expires == (known.used + known.ttl if known.ttl else None)
+            assert session.expires == (None if known.ends == inf else known.ends)
+            assert session.latest == (None if known.latest == inf else known.latest)
             assert session.position == known.past.position
             self.check_past(self.sessions.checkpoint(session), known.past)
 

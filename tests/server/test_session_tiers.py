@@ -397,3 +397,39 @@ async def test_a_session_that_is_deleted_while_it_is_taken_back_stays_away(house
     with pytest.raises(SessionNotFound):
         await house.sessions.load(name)
     assert house.memory.busy == 0
+
+
+async def test_the_latest_end_holds_in_memory_and_store(house: House) -> None:
+    aged = await house.sessions.create(MODEL, max_age=1.5 * TTL)
+    made = house.clock.now
+    house.clock.now += TTL - 1
+    await house.advance(aged, 1)
+    child = await house.sessions.fork(aged.name, None)
+    for _ in range(2):
+        house.clock.now += 0.25
+        await house.sessions.create(MODEL)
+    assert not house.is_in_memory(aged.name)
+    back = await house.sessions.load(aged.name)
+    assert back.expires == back.latest == made + 1.5 * TTL
+    assert house.store.records[id_of(child.name)].facts.latest == back.latest
+    house.clock.now = made + 1.5 * TTL
+    for name in (aged.name, child.name):
+        with pytest.raises(SessionNotFound):
+            await house.sessions.load(name)
+    await house.sessions.expire()
+    assert len(house.store.records) == 2
+    assert house.memory.ended["expired"] == 2
+
+
+async def test_a_turn_over_the_latest_end_is_stored_and_the_session_ends(house: House) -> None:
+    session = await house.sessions.create(MODEL, max_age=TTL / 2)
+    house.memory.hold(session, lambda: None)
+    house.clock.now += TTL
+    await house.sessions.expire()
+    await house.sessions.commit(session, at(1))
+    assert house.store.records[id_of(session.name)].facts.position == 1
+    house.sessions.release(session)
+    with pytest.raises(SessionNotFound):
+        await house.sessions.load(session.name)
+    await house.sessions.expire()
+    assert not house.store.records

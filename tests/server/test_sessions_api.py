@@ -234,6 +234,43 @@ def test_sessions_never_end_where_the_server_says_so(versions: Repository) -> No
         assert idle_time(create(stubs, ttl=Duration(seconds=9))) == pytest.approx(9, abs=1e-5)
 
 
+@pytest.mark.parametrize("seconds", [0, -1, 3650 * DAY + 1])
+def test_an_age_out_of_range_is_refused(stubs: Stubs, seconds: int) -> None:
+    request = CreateSessionRequest(model="rnn", max_age=Duration(seconds=seconds))
+    refusal = refused(stubs.sessions.CreateSession, request)
+    assert (refusal.code, refusal.fields) == ("INVALID_ARGUMENT", ["max_age"])
+
+
+def test_a_session_says_when_it_ends_at_the_latest(stubs: Stubs) -> None:
+    request = CreateSessionRequest(model="rnn", max_age=Duration(seconds=90, nanos=500_000_000))
+    session = stubs.sessions.CreateSession(request, timeout=SECONDS).session
+    made, end = nanoseconds(session.create_time), nanoseconds(session.end_time)
+    assert (end - made) / 1e9 == pytest.approx(90.5, abs=1e-5)
+    # The default idle time of an hour is longer.
+    assert session.expire_time == session.end_time
+    child = fork(stubs, session.name)
+    assert child.create_time != session.create_time
+    assert (child.end_time, child.expire_time) == (session.end_time, session.end_time)
+    stubs.tell(session.name, "a")
+    used = get(stubs, session.name)
+    assert (used.end_time, used.expire_time) == (session.end_time, session.end_time)
+    assert not create(stubs).HasField("end_time")
+
+
+def test_a_server_may_bound_the_age_of_sessions(versions: Repository) -> None:
+    with (
+        running_server(versions.path, "--session-ttl", "0", "--session-max-age", "7d") as running,
+        connected(running.address) as stubs,
+    ):
+        session = create(stubs)
+        lifetime = nanoseconds(session.end_time) - nanoseconds(session.create_time)
+        assert lifetime / 1e9 == pytest.approx(7 * DAY, abs=1e-5)
+        assert session.expire_time == session.end_time
+        idle = create(stubs, ttl=Duration(seconds=9))
+        assert idle_time(idle) == pytest.approx(9, abs=1e-5)
+        assert idle.HasField("end_time")
+
+
 def test_a_session_that_draws_is_described_as_of_its_last_turn(stubs: Stubs) -> None:
     name = create(stubs, "gru").name
     stubs.tell(name, "abc")
@@ -570,6 +607,56 @@ def test_an_idle_time_of_0_is_for_ever(clock: Clock) -> None:
     sessions.expire()
     assert living(sessions, forever, limited, child) == [forever, child]
     assert sessions.count(MODEL) == 2
+
+
+def test_no_use_postpones_the_latest_end(three: Sessions, clock: Clock) -> None:
+    aged, idle = three.create(MODEL, max_age=1.5 * TTL), three.create(MODEL)
+    made = clock.now
+    assert (aged.expires, aged.latest) == (made + TTL, made + 1.5 * TTL)
+    clock.now += TTL - 1
+    for session in (aged, idle):
+        three.commit(session, at(1))
+    assert (aged.expires, aged.latest) == (made + 1.5 * TTL, made + 1.5 * TTL)
+    assert idle.latest is None
+    clock.now = made + 1.5 * TTL - 1
+    three.expire()
+    assert living(three, aged, idle) == [aged, idle]
+    clock.now += 1
+    assert living(three, aged, idle) == [idle]
+    three.expire()
+    assert three.count(MODEL) == 1
+
+
+def test_a_turn_that_began_before_the_latest_end_stands(three: Sessions, clock: Clock) -> None:
+    session = three.create(MODEL, max_age=TTL / 2)
+    three.hold(session, end_nothing)
+    clock.now += TTL
+    three.expire()
+    three.commit(session, at(1))
+    expect_at(three, session, at(1))
+    three.release(session)
+    assert living(three, session) == []
+    three.expire()
+    assert three.count(MODEL) == 0
+
+
+def test_a_fork_ends_with_its_parent_at_the_latest(clock: Clock) -> None:
+    sessions = Sessions(3, 0.0, clock, max_age=3 * TTL)
+    parent = sessions.create(MODEL, max_age=2 * TTL)
+    clock.now += TTL
+    child, other = sessions.fork(parent.name, None), sessions.create(MODEL)
+    assert child.expires == child.latest == parent.latest == clock.now + TTL
+    assert other.latest == clock.now + 3 * TTL
+    clock.now += TTL
+    sessions.expire()
+    assert living(sessions, parent, child, other) == [other]
+
+
+def test_a_session_has_no_latest_end_of_the_one_before_it_in_its_row(clock: Clock) -> None:
+    sessions = Sessions(1, 0.0, clock)
+    sessions.delete(sessions.create(MODEL, max_age=TTL).name)
+    session = sessions.create(MODEL)
+    assert (session.expires, session.latest) == (None, None)
 
 
 def test_a_busy_session_does_not_expire(three: Sessions, clock: Clock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import sqlite3
 import stat
@@ -83,6 +84,7 @@ records = st.builds(
         times,
         st.booleans(),
         st.lists(st.builds(Place, st.text(max_size=63), positions), max_size=17).map(tuple),
+        times | st.just(math.inf),
     ),
     st.builds(
         Checkpoint,
@@ -238,6 +240,19 @@ async def test_what_is_over_ends_unless_it_was_used(store: SqliteStore) -> None:
     assert store.count() == {"m/1": 2}
     assert (await store.read(id_of(made[1]), "default")) is None
     assert (await store.read(id_of(made[0]), "default")) is not None
+
+
+async def test_a_use_does_not_postpone_the_latest_end(store: SqliteStore) -> None:
+    used, other = numbered(1), numbered(2)
+    aged = replace(used, facts=replace(used.facts, latest=500.0))
+    for record in (aged, other):
+        await store.insert(record)
+    await store.note_uses({id_of(record): 1000.0 for record in (aged, other)})
+    assert await store.over(499.0, 10) == []
+    assert await store.over(500.0, 10) == [id_of(aged)]
+    await store.commit(replace(aged, facts=replace(aged.facts, used=1000.0)))
+    assert await store.expire([id_of(aged), id_of(other)], 500.0) == 1
+    assert await store.read(id_of(aged), "default") is None
 
 
 async def test_a_damaged_index_ends_no_session(path: Path) -> None:

@@ -119,6 +119,9 @@ def _add_keeping(parser: argparse.ArgumentParser) -> None:
         "--idle-ttl", type=_seconds, metavar="SECONDS", help="ends after this long without use"
     )
     parser.add_argument(
+        "--max-age", type=_seconds, metavar="SECONDS", help="ends after this long, used or not"
+    )
+    parser.add_argument(
         "--undo", action="store_true", help="keep where it stood before its last turn, for rewind"
     )
 
@@ -151,7 +154,11 @@ def _list(client: Client, arguments: argparse.Namespace) -> None:
 def _create(client: Client, arguments: argparse.Namespace) -> None:
     model = arguments.model or only_model(client)
     session = client.create_session(
-        model, seed=arguments.seed, idle_ttl=arguments.idle_ttl, undo=arguments.undo
+        model,
+        seed=arguments.seed,
+        idle_ttl=arguments.idle_ttl,
+        max_age=arguments.max_age,
+        undo=arguments.undo,
     )
     _print_name(session, arguments)
 
@@ -172,6 +179,7 @@ def _show(client: Client, arguments: argparse.Namespace) -> None:
         ("created", _time(info.create_time)),
         ("used", _time(info.use_time)),
         ("expires", _expiry(session)),
+        *((("ends", _time(info.end_time)),) if info.HasField("end_time") else ()),
         *(("checkpoint", f"{mark.id} at {mark.position:,} tokens") for mark in info.checkpoints),
         *_undo(session),
     )
@@ -220,7 +228,9 @@ def _private(path: str, flags: int) -> int:
 
 def _import(client: Client, arguments: argparse.Namespace) -> None:
     snapshot = arguments.file.read_bytes()
-    session = client.import_session(snapshot, idle_ttl=arguments.idle_ttl, undo=arguments.undo)
+    session = client.import_session(
+        snapshot, idle_ttl=arguments.idle_ttl, max_age=arguments.max_age, undo=arguments.undo
+    )
     _print_name(session, arguments)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Session(_message.Message):
-    __slots__ = ("name", "model", "fingerprint", "position", "seed", "state_bytes", "create_time", "use_time", "expire_time", "checkpoints", "undo", "undo_position")
+    __slots__ = ("name", "model", "fingerprint", "position", "seed", "state_bytes", "create_time", "use_time", "expire_time", "checkpoints", "undo", "undo_position", "end_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class Session(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     UNDO_FIELD_NUMBER: _ClassVar[int]
     UNDO_POSITION_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     fingerprint: str
@@ -33,7 +34,8 @@ class Session(_message.Message):
     checkpoints: _containers.RepeatedCompositeFieldContainer[Checkpoint]
     undo: bool
     undo_position: int
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., position: _Optional[int] = ..., seed: _Optional[int] = ..., state_bytes: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., use_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., undo: bool = ..., undo_position: _Optional[int] = ...) -> None: ...
+    end_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., position: _Optional[int] = ..., seed: _Optional[int] = ..., state_bytes: _Optional[int] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., use_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ..., undo: bool = ..., undo_position: _Optional[int] = ..., end_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("id", "position")
@@ -44,16 +46,18 @@ class Checkpoint(_message.Message):
     def __init__(self, id: _Optional[str] = ..., position: _Optional[int] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("model", "seed", "idle_ttl", "undo")
+    __slots__ = ("model", "seed", "idle_ttl", "undo", "max_age")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     IDLE_TTL_FIELD_NUMBER: _ClassVar[int]
     UNDO_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     model: str
     seed: int
     idle_ttl: _duration_pb2.Duration
     undo: bool
-    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., idle_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., undo: bool = ...) -> None: ...
+    max_age: _duration_pb2.Duration
+    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., idle_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., undo: bool = ..., max_age: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class CreateSessionResponse(_message.Message):
     __slots__ = ("session",)
@@ -124,14 +128,16 @@ class ExportSessionResponse(_message.Message):
     def __init__(self, snapshot: _Optional[bytes] = ..., session: _Optional[_Union[Session, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ImportSessionRequest(_message.Message):
-    __slots__ = ("snapshot", "idle_ttl", "undo")
+    __slots__ = ("snapshot", "idle_ttl", "undo", "max_age")
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     IDLE_TTL_FIELD_NUMBER: _ClassVar[int]
     UNDO_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_FIELD_NUMBER: _ClassVar[int]
     snapshot: bytes
     idle_ttl: _duration_pb2.Duration
     undo: bool
-    def __init__(self, snapshot: _Optional[bytes] = ..., idle_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., undo: bool = ...) -> None: ...
+    max_age: _duration_pb2.Duration
+    def __init__(self, snapshot: _Optional[bytes] = ..., idle_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., undo: bool = ..., max_age: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ImportSessionResponse(_message.Message):
     __slots__ = ("session",)

@@ -122,7 +122,7 @@ class SessionServiceServicer(object):
     def ForkSession(self, request, context):
         """Makes a second session that stands where the first one did after its last committed turn. Takes
         the same time for a long past as for a short one, and leaves the parent where it was. The child
-        has the parent's idle time and `undo`, and none of its checkpoints.
+        has the parent's idle time, `undo` and end_time, and none of its checkpoints.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

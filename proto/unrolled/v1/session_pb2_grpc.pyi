@@ -47,7 +47,7 @@ class SessionServiceStub:
     ]
     """Makes a second session that stands where the first one did after its last committed turn. Takes
     the same time for a long past as for a short one, and leaves the parent where it was. The child
-    has the parent's idle time and `undo`, and none of its checkpoints.
+    has the parent's idle time, `undo` and end_time, and none of its checkpoints.
     """
 
     ExportSession: grpc.UnaryUnaryMultiCallable[
@@ -137,7 +137,7 @@ class SessionServiceAsyncStub:
     ]
     """Makes a second session that stands where the first one did after its last committed turn. Takes
     the same time for a long past as for a short one, and leaves the parent where it was. The child
-    has the parent's idle time and `undo`, and none of its checkpoints.
+    has the parent's idle time, `undo` and end_time, and none of its checkpoints.
     """
 
     ExportSession: grpc.aio.UnaryUnaryMultiCallable[
@@ -235,7 +235,7 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[unrolled.v1.session_pb2.ForkSessionResponse, collections.abc.Awaitable[unrolled.v1.session_pb2.ForkSessionResponse]]:
         """Makes a second session that stands where the first one did after its last committed turn. Takes
         the same time for a long past as for a short one, and leaves the parent where it was. The child
-        has the parent's idle time and `undo`, and none of its checkpoints.
+        has the parent's idle time, `undo` and end_time, and none of its checkpoints.
         """
 
     @abc.abstractmethod
