@@ -280,6 +280,27 @@ def alone(repository: Repository, redis: RunningRedis) -> Iterator[tuple[Serving
         yield both
 
 
+def test_a_commit_that_was_given_up_is_not_carried_out_later(
+    repository: Repository, redis: RunningRedis, alone: tuple[Serving, Health]
+) -> None:
+    """It waits in Redis's socket, and nothing else has been asked of the session since."""
+    here, health = alone
+    lone = LoneSession(repository, "lstm", 3)
+    name = here.stubs.create("lstm", seed=3)
+    lone.tell("ab")
+    assert turn(here.stubs, name, "ab", 4).text == lone.draw(4)
+    with unread_turn(here.server.address, CompleteRequest(session=name, prompt="z")) as call:
+        redis.stop()
+        assert is_unavailable(read_on(call))
+    redis.go_on()
+    with redis.client() as client:
+        assert client.hget(session_key(name), "position") == str(lone.position).encode()
+    health.wait_for(serves=True)
+    assert here.stubs.position(name) == lone.position
+    lone.tell("c")
+    assert turn(here.stubs, name, "c", 4).text == lone.draw(4)
+
+
 def test_a_redis_that_stands_still_fails_turns_and_is_got_over(
     repository: Repository, redis: RunningRedis, alone: tuple[Serving, Health]
 ) -> None:
@@ -352,3 +373,8 @@ def test_a_redis_that_fell_back_is_noticed(
     assert refusal.metadata == {"session": name, "position": str(then)}
     lone.tell("c")
     assert turn(stubs, name, "c", 4).text == lone.draw(4)
+
+
+def session_key(name: str) -> str:
+    """Where Redis has a session."""
+    return "unrolled:{" + name.removeprefix("sessions/") + "}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,15 @@ class RunningRedis:
         """A connection of its own."""
         with Redis(unix_socket_path=str(self._socket), socket_timeout=SECONDS) as client:
             yield client
+
+    def listen(self) -> int:
+        """A TCP port that it listens on as well."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port: int = free.getsockname()[1]
+        with self.client() as client:
+            client.config_set("port", port)
+        return port
 
     def stop(self) -> None:
         """Let it stand still: connections stay open, and nothing is answered."""

@@ -1,0 +1,371 @@
+"""The store in Redis: what it shares with that in a file, and what is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.calls import SECONDS
+from support.redis import RunningRedis, running_redis
+from support.stored import flip_a_bit
+from unrolled_server.errors import (
+    Fenced,
+    RecordCorrupt,
+    SessionNotFound,
+    StoreFull,
+    StoreUnavailable,
+)
+from unrolled_server.redis_store import RedisStore
+from unrolled_server.session_names import ID_BYTES, name_of, session_id
+from unrolled_server.session_record import SessionFacts, SessionRecord
+from unrolled_server.sqlite_store import SqliteStore
+from unrolled_server.store import Claim, Store, StoreOpenError
+from unrolled_server.types import Checkpoint, Durability
+
+NOW = time.time()
+
+
+def numbered(number: int, idle_ttl: float = 3600.0, floats: int = 4) -> SessionRecord:
+    """One session of many."""
+    name = name_of(number.to_bytes(ID_BYTES))
+    facts = SessionFacts(name, "default", "m/1", "ab" * 32, 1, 7, 3, floats, NOW, NOW, idle_ttl)
+    past = Checkpoint(np.full(floats, number, np.float32), 1, 3, b"\xc3", 2)
+    return SessionRecord(facts, past, b"answers")
+
+
+def id_of(record: SessionRecord) -> bytes:
+    id_ = session_id(record.facts.name)
+    assert id_ is not None
+    return id_
+
+
+def same(one: SessionRecord | None, other: SessionRecord) -> bool:
+    """Whether two records agree to the last bit."""
+    assert one is not None
+    assert one.past.state is not None
+    assert other.past.state is not None
+    rest = replace(one.past, state=None), one.facts, one.answers
+    bits = one.past.state.tobytes() == other.past.state.tobytes()
+    return bits and rest == (replace(other.past, state=None), other.facts, other.answers)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRedis]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as redis:
+        yield redis
+
+
+@pytest.fixture
+def redis(running: RunningRedis) -> RunningRedis:
+    """An empty one."""
+    with running.client() as client:
+        client.flushall()
+        client.config_set("maxmemory", 0)
+    return running
+
+
+@pytest.fixture
+async def store(redis: RunningRedis) -> AsyncIterator[RedisStore]:
+    store = await opened(redis.url)
+    yield store
+    await store.close()
+
+
+async def opened(url: str, replicas: int = 0) -> RedisStore:
+    store = RedisStore(url, timeout=30.0, replicas=replicas)
+    await store.open()
+    return store
+
+
+def key(record: SessionRecord) -> str:
+    return "unrolled:{" + id_of(record).hex() + "}"
+
+
+# As any store
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    store: Store
+    if request.param == "sqlite":
+        store = SqliteStore(tmp_path / "sessions.db")
+    else:
+        store = await opened(request.getfixturevalue("redis").url)
+    yield store
+    await store.close()
+
+
+async def test_what_was_written_is_read(any_store: Store) -> None:
+    for number in range(5):
+        await any_store.insert(numbered(number))
+    moved = replace(numbered(2), answers=b"other")
+    await any_store.commit(moved)
+    assert await any_store.delete(id_of(numbered(3)))
+    assert not await any_store.delete(id_of(numbered(3)))
+    assert same(await any_store.read(id_of(moved), "default"), moved)
+    assert same(await any_store.read(id_of(numbered(4)), "default"), numbered(4))
+    assert await any_store.read(id_of(numbered(3)), "default") is None
+    assert await any_store.read(id_of(numbered(4)), "another") is None
+    assert await any_store.over(0.0, 10) == []
+    assert any_store.count() == {"m/1": 4}
+
+
+async def test_a_commit_does_not_bring_a_session_back(any_store: Store) -> None:
+    await any_store.insert(numbered(1))
+    assert await any_store.delete(id_of(numbered(1)))
+    with pytest.raises(SessionNotFound):
+        await any_store.commit(numbered(1))
+    assert await any_store.read(id_of(numbered(1)), "default") is None
+
+
+async def test_pages_are_a_tenants_in_the_order_of_ids(any_store: Store) -> None:
+    other = numbered(4)
+    other = replace(other, facts=replace(other.facts, tenant="another"))
+    for record in (*map(numbered, (7, 1, 300, 2, 5)), other):
+        await any_store.insert(record)
+    found, after, pages = [], b"", 0
+    while True:
+        page = await any_store.page("default", after, 2)
+        found += page.sessions
+        pages += 1
+        if page.after is None:
+            break
+        after = page.after
+    assert found == [numbered(number).facts for number in (1, 2, 5, 7, 300)]
+    assert pages == 3
+    assert (await any_store.page("another", b"", 9)).sessions == [other.facts]
+
+
+async def test_a_use_moves_the_end_and_never_back(any_store: Store) -> None:
+    record = numbered(1)
+    await any_store.insert(record)
+    for used in (NOW + 50.0, NOW + 20.0):
+        await any_store.note_uses({id_of(record): used, bytes(ID_BYTES): used})
+    found = await any_store.read(id_of(record), "default")
+    assert found is not None
+    assert found.facts == replace(record.facts, used=NOW + 50.0)
+    assert (await any_store.page("default", b"", 9)).sessions == [found.facts]
+
+
+@pytest.mark.parametrize("part", ["facts", "body"])
+async def test_a_damaged_record_is_put_aside(
+    any_store: Store, request: pytest.FixtureRequest, tmp_path: Path, part: str
+) -> None:
+    for number in (1, 2):
+        await any_store.insert(numbered(number))
+    if isinstance(any_store, RedisStore):
+        damage(request.getfixturevalue("redis"), numbered(1), part)
+    else:
+        await any_store.close()
+        flip_a_bit(tmp_path / "sessions.db", numbered(1).facts.name, part)
+        any_store = SqliteStore(tmp_path / "sessions.db")
+    for _ in range(2):
+        with pytest.raises(RecordCorrupt):
+            await any_store.read(id_of(numbered(1)), "default")
+    assert any_store.stats.damaged == 1
+    assert (await any_store.page("default", b"", 9)).sessions == [numbered(2).facts]
+    assert same(await any_store.read(id_of(numbered(2)), "default"), numbered(2))
+    assert await any_store.delete(id_of(numbered(1)))
+    assert await any_store.read(id_of(numbered(1)), "default") is None
+    await any_store.close()
+
+
+def damage(redis: RunningRedis, record: SessionRecord, part: str) -> None:
+    """Flip a bit in the middle of a part."""
+    with redis.client() as client:
+        stored = client.hget(key(record), part)
+        assert isinstance(stored, bytes)
+        damaged = bytearray(stored)
+        damaged[len(stored) // 2] ^= 16
+        client.hset(key(record), part, bytes(damaged))
+
+
+# Its own
+
+
+async def test_a_listing_puts_damaged_facts_aside_too(
+    store: RedisStore, redis: RunningRedis
+) -> None:
+    await store.insert(numbered(1))
+    damage(redis, numbered(1), "facts")
+    assert (await store.page("default", b"", 9)).sessions == []
+    with pytest.raises(RecordCorrupt):
+        await store.look(id_of(numbered(1)), "default", None, Claim())
+    with redis.client() as client:
+        assert client.exists(key(numbered(1)) + ":damaged")
+
+
+async def test_a_record_in_the_place_of_another_is_none(
+    store: RedisStore, redis: RunningRedis
+) -> None:
+    for number in (1, 2):
+        await store.insert(numbered(number))
+    with redis.client() as client:
+        client.copy(key(numbered(2)), key(numbered(1)), replace=True)
+    with pytest.raises(RecordCorrupt):
+        await store.read(id_of(numbered(1)), "default")
+    assert same(await store.read(id_of(numbered(2)), "default"), numbered(2))
+
+
+async def test_only_the_last_claim_may_commit_and_only_once(store: RedisStore) -> None:
+    record = numbered(1)
+    receipt = await store.insert(record)
+    first = await store.look(id_of(record), "default", receipt.version, Claim())
+    assert first is not None
+    assert (first.record, first.version) == (None, receipt.version)
+    second = await store.look(id_of(record), "default", None, Claim())
+    assert second is not None
+    assert same(second.record, record)
+    since = second.version.digest
+    with pytest.raises(Fenced):
+        await store.commit(replace(record, answers=b"late"), since)
+    mine = replace(record.facts, epoch=second.version.epoch)
+    await store.commit(replace(record, facts=mine, answers=b"first"), since)
+    with pytest.raises(Fenced):
+        await store.commit(replace(record, facts=mine, answers=b"again"), since)
+    now = await store.read(id_of(record), "default")
+    assert now is not None
+    assert now.answers == b"first"
+
+
+async def test_redis_ends_sessions_and_the_indexes_follow(
+    store: RedisStore, redis: RunningRedis
+) -> None:
+    kept, short, forever = numbered(1), numbered(2, idle_ttl=0.001), numbered(3, idle_ttl=0.0)
+    for record in (kept, short, forever):
+        await store.insert(record)
+    assert await store.read(id_of(short), "default") is None
+    with redis.client() as client:
+        assert client.pexpiretime(key(kept)) == pytest.approx((NOW + 3600) * 1000, abs=1)
+        assert client.pexpiretime(key(forever)) == -1
+    # As if both were over by the index: one was used, and Redis knows.
+    over = await store.over(NOW + 4000, 10)
+    assert over == [id_of(short), id_of(kept)]
+    assert await store.expire(over, NOW + 4000) == 1
+    assert await store.over(NOW + 3000, 10) == []
+    assert store.count() == {"m/1": 2}
+    page = await store.page("default", b"", 9)
+    assert page.sessions == [kept.facts, forever.facts]
+
+
+async def test_a_turn_under_way_keeps_its_session(store: RedisStore, redis: RunningRedis) -> None:
+    claimed, held = (replace(numbered(n), facts=short_of(n)) for n in (1, 2))
+    for record in (claimed, held):
+        await store.insert(record)
+    assert await store.look(id_of(claimed), "default", None, Claim()) is not None
+    await store.hold([id_of(held)])
+    with redis.client() as client:
+        for record in (claimed, held):
+            end = client.pexpiretime(key(record))
+            assert isinstance(end, int)
+            assert end > (time.time() + 15) * 1000
+
+
+def short_of(number: int) -> SessionFacts:
+    """Facts of a session that has some seconds to live."""
+    return replace(numbered(number).facts, used=time.time(), idle_ttl=10.0)
+
+
+async def test_a_full_redis_loses_nothing_and_is_got_over(
+    store: RedisStore, redis: RunningRedis
+) -> None:
+    kept, refused = numbered(1), numbered(2)
+    receipt = await store.insert(kept)
+    with redis.client() as client:
+        client.config_set("maxmemory", 1)
+    moved = replace(kept, answers=b"moved")
+    for attempt in (
+        store.insert(refused),
+        store.commit(moved),
+        store.look(id_of(kept), "default", None, Claim()),
+    ):
+        with pytest.raises(StoreFull):
+            await attempt
+    assert store.stats.errors["full"] == 3
+    assert same(await store.read(id_of(kept), "default"), kept)
+    assert await store.read(id_of(refused), "default") is None
+    with redis.client() as client:
+        client.config_set("maxmemory", 0)
+    assert receipt.version is not None
+    await store.commit(moved, receipt.version.digest)
+    await store.insert(refused)
+    for record in (moved, refused):
+        assert same(await store.read(id_of(record), "default"), record)
+
+
+async def test_a_commit_that_was_copied_says_so(redis: RunningRedis, tmp_path: Path) -> None:
+    alone = await opened(redis.url, replicas=1)
+    alone.timeout = 0.05
+    await alone.insert(numbered(1))
+    receipt = await alone.commit(numbered(1))
+    assert receipt.durability is Durability.PROCESS_CRASH
+    await alone.close()
+    copy = ("--replicaof", "127.0.0.1", str(redis.listen()))
+    with running_redis(tmp_path, *copy):
+        store = await opened(redis.url, replicas=1)
+        levels = {(await store.commit(numbered(1))).durability for _ in range(3)}
+        assert levels == {Durability.REPLICATED}
+        await store.close()
+
+
+async def test_a_redis_that_is_gone_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+    with running_redis(tmp_path, "--appendonly", "yes", "--appendfsync", "always") as redis:
+        store = await opened(redis.url)
+        await asyncio.gather(*(store.insert(numbered(number)) for number in range(20)))
+        redis.end()
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await store.read(id_of(numbered(1)), "default")
+        assert not await store.ping()
+        redis.start()
+        # Every one of them, over connections that were closed meanwhile.
+        reading = (store.read(id_of(numbered(number)), "default") for number in range(20))
+        found = await asyncio.gather(*reading)
+        assert all(same(record, numbered(number)) for number, record in enumerate(found))
+        await store.close()
+
+
+# Opening it
+
+
+async def test_a_redis_that_is_not_there_is_named(tmp_path: Path) -> None:
+    store = RedisStore(f"unix://{tmp_path}/no.sock", timeout=5.0)
+    with pytest.raises(StoreOpenError, match=r"unix:\S*/no.sock: .*No such file"):
+        await store.open()
+    await store.close()
+
+
+def test_a_wrong_password_is_no_secret_revealed(tmp_path: Path) -> None:
+    with running_redis(tmp_path, "--user", "u", "on", ">right", "~*", "&*", "+@all") as redis:
+        url = redis.url.replace("unix://", "unix://u:wr0ng@")
+        flags = ("--models", str(tmp_path), "--port", "0", "--metrics-port", "0")
+        ended = subprocess.run(
+            [sys.executable, "-m", "unrolled_server", *flags, "--store", url],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+    assert ended.returncode == 1
+    assert "--store unix://u:***@" in ended.stderr
+    assert "invalid username-password pair" in ended.stderr
+    assert "wr0ng" not in ended.stderr
+
+
+async def test_a_redis_that_may_evict_is_warned_of(
+    redis: RunningRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    for policy, warned in (("noeviction", False), ("allkeys-lru", True), ("volatile-ttl", True)):
+        with redis.client() as client:
+            client.config_set("maxmemory-policy", policy)
+        caplog.clear()
+        await (await opened(redis.url)).close()
+        assert ("store_may_evict_sessions" in caplog.text) == warned
+    with redis.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
