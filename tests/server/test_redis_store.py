@@ -35,7 +35,7 @@ NOW = time.time()
 def numbered(number: int, idle_ttl: float = 3600.0, floats: int = 4) -> SessionRecord:
     """One session of many."""
     name = name_of(number.to_bytes(ID_BYTES))
-    facts = SessionFacts(name, "default", "m/1", "ab" * 32, 1, 7, 3, floats, NOW, NOW, idle_ttl)
+    facts = SessionFacts(name, "default", "m/1", "ab" * 32, 1, 1, 7, 3, floats, NOW, NOW, idle_ttl)
     past = Checkpoint(np.full(floats, number, np.float32), 1, 3, b"\xc3", 2)
     return SessionRecord(facts, past, b"answers")
 

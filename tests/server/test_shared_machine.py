@@ -149,7 +149,7 @@ class SharedMachine(RuleBasedStateMachine):
         self.number += 1
         name, past = turn.session.name, content(self.number, turn.start.position + self.number % 3)
         is_owner = self.owner.get(name) is turn
-        expected = None if is_owner else Fenced
+        expected: type[ServerError] | None = None if is_owner else Fenced
         if name not in self.truth:
             expected = SessionNotFound
         if turn.lost is not None:

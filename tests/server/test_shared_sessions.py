@@ -20,10 +20,13 @@ from support.redis import RunningRedis, running_redis
 from support.stored import Serving, serving
 from unrolled.v1.completion_pb2 import CompleteRequest, CompleteResponse
 from unrolled.v1.session_pb2 import (
+    CheckpointSessionRequest,
+    CreateSessionRequest,
     DeleteSessionRequest,
     ForkSessionRequest,
     GetSessionRequest,
     ListSessionsRequest,
+    RewindSessionRequest,
 )
 
 
@@ -88,6 +91,29 @@ def test_a_session_goes_from_server_to_server_bit_for_bit(
     fork = ForkSessionRequest(name=name)
     child = pair[1].stubs.sessions.ForkSession(fork, timeout=SECONDS).session.name
     assert turn(pair[0].stubs, child, "", 9).text == lone.draw(9)
+
+
+def test_a_session_goes_back_on_one_server_and_on_from_there_on_the_other(
+    repository: Repository, pair: tuple[Serving, Serving]
+) -> None:
+    lone = LoneSession(repository, "lstm", 11)
+    one, other = (each.stubs for each in pair)
+    request = CreateSessionRequest(model="lstm", seed=11, undo=True)
+    name = one.sessions.CreateSession(request, timeout=SECONDS).session.name
+    lone.tell("abc")
+    assert turn(one, name, "abc", 5, "first").text == lone.draw(5)
+    here = lone.position
+    mark = CheckpointSessionRequest(name=name, checkpoint="here")
+    other.sessions.CheckpointSession(mark, timeout=SECONDS)
+    for stubs, back in ((one, other), (other, one)):
+        for checkpoint in ("", "here"):
+            assert turn(stubs, name, "c", 7, "second").outcome.replayed is False
+            rewind = RewindSessionRequest(name=name, checkpoint=checkpoint)
+            rewound = back.sessions.RewindSession(rewind, timeout=SECONDS).session
+            assert rewound.position == stubs.position(name) == here
+    assert turn(other, name, "abc", 5, "first").outcome.replayed
+    lone.tell("b")
+    assert turn(one, name, "b", 9).text == lone.draw(9)
 
 
 def test_what_one_server_ends_is_gone_on_the_other(pair: tuple[Serving, Serving]) -> None:
