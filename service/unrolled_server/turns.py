@@ -193,7 +193,7 @@ class Turns:
         self._limits = limits
         self._under_way: set[ActiveTurn] = set()
         self._of_model: Counter[ServedModel] = Counter()
-        self._prefixes = prefixes
+        self.prefixes = prefixes
         self.draining = asyncio.Event()
         """Set once no more turns are taken."""
         self._idle = asyncio.Event()
@@ -314,7 +314,7 @@ class Turns:
         # Scores need every token's run; nor are texts to be judged what prompts begin with.
         if request.scores or start.state is not None or start.pending is not None:
             return Recall()
-        return self._prefixes.recall(model, told)
+        return self.prefixes.recall(model, told)
 
     def _max_tokens(self, asked: int | None) -> int:
         limit = self._limits.max_tokens

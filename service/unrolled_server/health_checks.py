@@ -1,0 +1,45 @@
+"""What health checks hear: whether the server serves, and that its process lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health
+
+from unrolled_server.models import Models
+from unrolled_server.session_keeper import SessionKeeper
+
+WATCH_SECONDS = 0.5
+LIVENESS = "liveness"
+"""A service for health checks alone, which serves for as long as the process does."""
+
+
+class HealthChecks:
+    """The state of all services, as grpc.health.v1 tells it."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self.servicer = health.HealthServicer()
+        self._services = services
+
+    async def start(self, models: Models) -> None:
+        """The server answers calls from now on."""
+        await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_ready(any(models.ready()))
+
+    async def set_ready(self, is_ready: bool) -> None:
+        """Say whether calls are to be sent here."""
+        status = health_pb2.HealthCheckResponse
+        for service in ("", *self._services):
+            await self.servicer.set(service, status.SERVING if is_ready else status.NOT_SERVING)
+
+    async def watch(self, sessions: SessionKeeper, models: Models) -> None:
+        """Be ready only while sessions can be got at, for ever."""
+        was_reachable = True
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            is_reachable = await sessions.is_reachable()
+            if is_reachable != was_reachable:
+                was_reachable = is_reachable
+                await self.set_ready(is_reachable and any(models.ready()))
