@@ -212,6 +212,32 @@ QUESTIONS = (
                 "To the store; turns that end together share one flush of the disk",
                 absent=NO_STORE,
             ),
+            Panel(
+                "Share of prompts that was known",
+                "percentunit",
+                (
+                    (
+                        f"{rate('unrolled_prefix_cache_hit_tokens_total', 'model')}"
+                        f" / {rate('unrolled_prefix_cache_query_tokens_total', 'model')}",
+                        "{{model}}",
+                    ),
+                ),
+                "Tokens that the prefix cache saved running, of those told to empty states",
+                width=12,
+            ),
+            Panel(
+                "Prefix cache",
+                "bytes",
+                (
+                    (gauge("unrolled_prefix_cache_bytes", "instance"), "{{instance}}"),
+                    (
+                        gauge("unrolled_prefix_cache_limit_bytes", "instance"),
+                        "{{instance}} at most",
+                    ),
+                ),
+                "States after the beginnings of prompts; full is as it should be",
+                width=12,
+            ),
         ),
     ),
     Question(
