@@ -152,8 +152,8 @@ def test_a_system_prompt_of_10000_characters_is_run_once(
         prompt = system + prompt_of(repository, "gru", 100, 10 + question)
         saved.append(cached(complete(stubs, model="gru", prompt=prompt, max_tokens=1)))
         runs.append(metrics.value("unrolled_batch_rows_count", model="gru/1") - before)
-    # A run takes 16 steps at most; from 8192 on prompts are remembered each 256 tokens.
-    assert runs[0] >= 10_000 / 16
+    # A run takes 64 steps at most; from 8192 on prompts are remembered each 256 tokens.
+    assert runs[0] >= 10_000 / 64
     assert saved == [0, 9984, 9984, 9984]
     assert max(runs[1:]) <= 10_100 - 9984
 
