@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis.stateful import (
     consumes,
     initialize,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -35,6 +37,9 @@ Value = TypeVar("Value")
 
 VOCABULARY = CharacterVocabulary([b"a"], None, (), None)
 MODEL = ServedModel("m", 1, "0f" * 32, 4, VOCABULARY, cast("Any", None), "cpu")
+
+FEW = 3
+"""Sessions at once: one more than either memory has room for."""
 
 
 class Turn:
@@ -110,12 +115,14 @@ class SharedMachine(RuleBasedStateMachine):
             self.run(server.sessions.close())
         self.loop.close()
 
+    @precondition(lambda self: len(self.truth) < FEW)
     @rule(target=names, on=either)
     def create(self, on: int) -> str:
         name = self.run(self.servers[on].sessions.create(MODEL)).name
         self.truth[name] = Checkpoint(None, None, 0)
         return name
 
+    @precondition(lambda self: len(self.truth) < FEW)
     @rule(target=names, name=names, on=either)
     def fork(self, name: str, on: int) -> Any:
         if name not in self.truth:
@@ -161,6 +168,14 @@ class SharedMachine(RuleBasedStateMachine):
         if expected is None:
             self.truth[name] = past
         turn.is_over = True
+
+    @rule(name=names, ons=st.lists(either, min_size=1, max_size=3), order=st.randoms())
+    def race(self, name: str, ons: list[int], order: Random) -> None:
+        """Turns that begin before any of them ends."""
+        begun = [turn for on in ons if isinstance(turn := self.begin_turn(name, on, True), Turn)]
+        order.shuffle(begun)
+        for turn in begun:
+            self.commit(turn)
 
     @rule(turn=consumes(turns))
     def leave(self, turn: Turn) -> None:
@@ -235,7 +250,7 @@ def test_two_servers_are_as_one(redis: RunningRedis) -> None:
         SharedMachine,
         settings=settings(
             max_examples=40,
-            stateful_step_count=30,
+            stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
