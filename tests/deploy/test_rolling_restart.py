@@ -56,7 +56,9 @@ class Cluster:
         self.envoy.wait_for_healthy(len(HOSTS))
 
     def _start(self, host: str, port: str) -> RunningServer:
-        flags = ("--store", self._store, "--host", host, "--port", port)
+        # A machine that is busy with other tests is not a store that hangs.
+        patience = ("--store-timeout", f"{SECONDS:g}s")
+        flags = ("--store", self._store, *patience, "--host", host, "--port", port)
         return self._stack.enter_context(running_server(self._models, *flags))
 
 
