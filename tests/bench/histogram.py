@@ -26,14 +26,11 @@ class Histogram:
         NaN without observations.
         """
         rank = self.count * percentile / 100
-        before = pairwise((0.0, *self.bounds)), pairwise((0.0, *self.cumulative))
-        for (low, high), (fewer, more) in zip(*before, strict=True):
+        buckets = pairwise((0.0, *self.bounds)), pairwise((0.0, *self.cumulative))
+        for (low, high), (fewer, more) in zip(*buckets, strict=True):
             if more >= rank and more > fewer:
-                return (
-                    low
-                    if high == float("inf")
-                    else low + (high - low) * (rank - fewer) / (more - fewer)
-                )
+                share = (rank - fewer) / (more - fewer)
+                return low if high == float("inf") else low + (high - low) * share
         return float("nan")
 
 

@@ -6,11 +6,13 @@ import json
 import statistics
 from pathlib import Path
 
+import prometheus_client
 import pytest
 
 from bench.arithmetic import flops_per_token
 from bench.chart import draw
 from bench.figure import Figure, Result
+from bench.histogram import histogram
 from bench.models import CHARACTERS, Recipe, weights
 from bench.progress import in_turns
 from bench.rate import Rate, Sample
@@ -87,6 +89,20 @@ def test_inter_token_latency_counts_every_token() -> None:
     assert sample.inter_token(100) == pytest.approx(0.8)
     assert sample.between_messages(50) == pytest.approx(0.4)
     assert sample.first_token(50) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("percentile", "value"), [(25, 1.0), (50, 1.5), (75, 2.0), (99, 2.0), (5, 0.2)]
+)
+def test_a_percentile_is_that_of_histogram_quantile(percentile: float, value: float) -> None:
+    tallies = prometheus_client.Histogram("x", "", buckets=(1, 2), registry=None)
+    for one in [0.5] * 10 + [1.5] * 20 + [7.0] * 10:
+        tallies.observe(one)
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(tallies)
+    page = prometheus_client.generate_latest(registry).decode()
+    assert histogram(page, "x").count == 40
+    assert histogram(page, "x").percentile(percentile) == pytest.approx(value)
 
 
 def test_latest_is_replaced_and_history_grows(tmp_path: Path) -> None:
