@@ -15,6 +15,7 @@ from unrolled import AsyncClient
 from bench.figure import Bench, Figure, Group, Result
 from bench.models import Models
 from bench.progress import Counter, in_turns
+from bench.rate import cpu_seconds
 from bench.ratios import median
 from bench.subjects import SMALL, serving
 
@@ -49,6 +50,8 @@ class Start:
     """Seconds since a server was started."""
 
     serving: float
+    cpu: float
+    """Of the server's CPU time until then, which a busy machine makes no longer."""
     first_turn: float
     """Until a client had the answer to a turn of a stored session."""
 
@@ -66,6 +69,8 @@ def _measure(bench: Bench) -> Iterator[Result]:
     result = median(
         RESTART,
         [full.serving for full, _ in rounds],
+        cpu_seconds=round(statistics.median(full.cpu for full, _ in rounds), 2),
+        cpu_seconds_with_one_session=round(statistics.median(one.cpu for _, one in rounds), 2),
         first_turn=round(statistics.median(full.first_turn for full, _ in rounds), 3),
         with_one_session=round(statistics.median(one.serving for _, one in rounds), 3),
     )
@@ -89,9 +94,9 @@ def _start(bench: Bench, models: Models, stored: Stored) -> Start:
     """Start a server and kill it once it has answered a turn."""
     started = time.perf_counter()
     with serving(models, "--store", f"sqlite:{stored.path}") as server:
-        serving_after = time.perf_counter() - started
+        serving_after, cpu = time.perf_counter() - started, cpu_seconds(server.process.pid)
         bench.generator.run(take_turn, server.address, stored.session)
-        return Start(serving_after, time.perf_counter() - started)
+        return Start(serving_after, cpu, time.perf_counter() - started)
 
 
 async def take_turn(address: str, name: str) -> None:
