@@ -332,6 +332,27 @@ async def test_a_redis_that_is_gone_is_unavailable_and_comes_back(tmp_path: Path
         await store.close()
 
 
+async def test_a_commit_that_was_given_up_is_not_carried_out_later(
+    store: RedisStore, redis: RunningRedis
+) -> None:
+    record = numbered(1)
+    await store.insert(record)
+    hasty = RedisStore(redis.url, timeout=0.3)
+    await hasty.open()
+    # Redis has the script from now on: the late one comes whole.
+    await hasty.commit(record)
+    redis.stop()
+    try:
+        with pytest.raises(StoreUnavailable):
+            await hasty.commit(replace(record, answers=b"late"))
+    finally:
+        redis.go_on()
+    await hasty.close()
+    # What waited in its socket comes before what is asked now, or at the latest with it.
+    for _ in range(3):
+        assert same(await store.read(id_of(record), "default"), record)
+
+
 # Opening it
 
 
