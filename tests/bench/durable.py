@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from support.metrics import Metrics
+from support.programs import found
+from support.redis import running_redis
 from support.server import RunningServer
 
 from bench.disk import Disk, disk
@@ -18,7 +20,7 @@ from bench.figure import Bench, Figure, Group, Result
 from bench.histogram import Histogram, histogram
 from bench.load import Load, sample
 from bench.models import Recipe
-from bench.progress import in_turns
+from bench.progress import in_turns, say
 from bench.rate import Sample
 from bench.ratios import ratio
 from bench.subjects import LARGE, SMALL, serving
@@ -30,6 +32,8 @@ COMMIT = "unrolled_commit_duration_seconds"
 STORES: Mapping[str, tuple[str, ...]] = {
     "sqlite": ("--store", "sqlite:{folder}/full.db"),
     "sqlite_normal": ("--store", "sqlite:{folder}/normal.db", "--store-sync", "normal"),
+    # As `running_redis` starts it: on the same machine, and nothing goes to its disk.
+    "redis": ("--store", "unix://{folder}/redis.sock?db=0"),
 }
 """Flags of the servers that are compared with one that has memory alone."""
 
@@ -84,8 +88,13 @@ class Served:
 
 def _measure(figures: list[Figures], recipe: Recipe, bench: Bench) -> Iterator[Result]:
     models = bench.models.models(recipe)
+    if found("redis-server") is None:
+        say("redis-server is not installed: nothing is measured with it")
+        figures = [of for of in figures if of.store != "redis"]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(dir=bench.folder)))
+        if any(of.store == "redis" for of in figures):
+            stack.enter_context(running_redis(folder))
 
         def served(flags: tuple[str, ...]) -> Served:
             given = [flag.format(folder=folder) for flag in flags]

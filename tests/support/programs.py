@@ -12,11 +12,16 @@ import pytest
 
 def program(name: str, remedy: str) -> str:
     """The path of a program; skips the test, saying what would bring it, where it is missing."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=places)
-    if found is None:
+    path = found(name)
+    if path is None:
         pytest.skip(f"{name} is not installed: {remedy}")
-    return found
+    return path
+
+
+def found(name: str) -> str | None:
+    """The path of a program; None where it is missing."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return shutil.which(name, path=places)
 
 
 FETCHED = ".ci/get-programs could not fetch it"

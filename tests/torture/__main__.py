@@ -40,9 +40,10 @@ def main() -> int:
 
 
 def _torture(repository: Repository, store: TorturedStore, arguments: argparse.Namespace) -> int:
-    if arguments.sessions:
-        print(f"storing {arguments.sessions:,} other sessions", flush=True)
-        asyncio.run(_fill(repository, store, arguments.sessions))
+    others = 0 if store.path is None else arguments.sessions
+    if store.path is not None and others:
+        print(f"storing {others:,} other sessions", flush=True)
+        asyncio.run(_fill(repository, store.path, others))
     torture, rounds = Torture(repository, store), []
     try:
         planned = kills(store.places, arguments.rounds, arguments.seed)
@@ -53,13 +54,13 @@ def _torture(repository: Repository, store: TorturedStore, arguments: argparse.N
     except (AssertionError, ExceptionGroup):
         traceback.print_exc()
         return 1
-    print(_summary(rounds, arguments.sessions, difference))
+    print(_summary(rounds, others, difference))
     return 0
 
 
-async def _fill(repository: Repository, store: TorturedStore, count: int) -> None:
+async def _fill(repository: Repository, path: Path, count: int) -> None:
     """Store sessions that nobody asks for, each with one turn taken."""
-    async with in_process(repository.path, store.path, OUT_OF_THE_WAY) as here:
+    async with in_process(repository.path, path, OUT_OF_THE_WAY) as here:
         await fill(here, MODELS[0], range(count), lambda: None)
 
 
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=200, help="servers that are killed")
     parser.add_argument("--store", choices=STORES, default="sqlite")
     parser.add_argument(
-        "--sessions", type=int, default=100_000, help="that are stored beside the streams'"
+        "--sessions", type=int, default=100_000, help="stored in SQLite beside the streams'"
     )
     parser.add_argument("--seed", type=int, default=1, help="of when servers are killed")
     return parser

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from unrolled.v1.completion_pb2 import DURABILITY_FSYNC, Durability
+from support.redis import running_redis
+from unrolled.v1.completion_pb2 import DURABILITY_FSYNC, DURABILITY_PROCESS_CRASH, Durability
 from unrolled_server.failpoints import PLACES
 
 
@@ -15,7 +16,8 @@ from unrolled_server.failpoints import PLACES
 class TorturedStore:
     """A store that one server after the other opens."""
 
-    path: Path
+    path: Path | None
+    """The file; None where it is none."""
     flags: tuple[str, ...]
     """Of the server."""
     durability: Durability
@@ -30,5 +32,15 @@ def _sqlite(folder: Path) -> Iterator[TorturedStore]:
     yield TorturedStore(path, ("--store", f"sqlite:{path}"), DURABILITY_FSYNC, PLACES)
 
 
-STORES: dict[str, Callable[[Path], AbstractContextManager[TorturedStore]]] = {"sqlite": _sqlite}
-"""By what --store calls them; each opens a new store in a folder."""
+@contextmanager
+def _redis(folder: Path) -> Iterator[TorturedStore]:
+    """Redis itself goes on."""
+    with running_redis(folder) as redis:
+        yield TorturedStore(None, ("--store", redis.url), DURABILITY_PROCESS_CRASH, PLACES)
+
+
+STORES: dict[str, Callable[[Path], AbstractContextManager[TorturedStore]]] = {
+    "sqlite": _sqlite,
+    "redis": _redis,
+}
+"""By name; each opens a new store in a folder."""
