@@ -11,7 +11,6 @@ from unrolled_server.config import Config
 from unrolled_server.errors import ServerError
 from unrolled_server.logs import log_event
 from unrolled_server.models import Models
-from unrolled_server.redis_store import RedisStore
 from unrolled_server.redis_url import is_redis, without_password
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Sessions
@@ -96,6 +95,9 @@ def _made_data_dir(config: Config) -> Path:
 
 async def _in_redis(config: Config, models: Models, memory: Sessions) -> SessionKeeper:
     """Sessions in Redis. Raises StoreOpenError."""
+    # Its client takes an eighth of a server's start to import.
+    from unrolled_server.redis_store import RedisStore
+
     try:
         store = RedisStore(config.store, config.store_timeout, config.store_replicas)
         await store.open()
