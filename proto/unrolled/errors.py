@@ -10,7 +10,7 @@ UnrolledError                any status; code, message, reason and the rest say 
 ├── Unauthenticated          the server wants an API key, and another one than this
 ├── Unavailable              nobody answers there, the way there broke, or the server is draining
 ├── DeadlineExceeded         the timeout passed; the turn has left no trace unless it had ended
-├── Cancelled                this side cancelled the call
+├── Cancelled                this side cancelled the call, or it met the very end of the server
 └── Unimplemented            this release of the server does not do that
 """
 

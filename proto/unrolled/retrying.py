@@ -1,9 +1,10 @@
 """Which calls gRPC repeats by itself, as a service configuration.
 
-UNAVAILABLE says that nobody answered, that the connection broke, or that the server is ending:
-nobody knows whether the call was carried out. So only those are repeated that change nothing, or
-that the server carries out once: reads; turns without a session; turns with a `request_id`. A
-stream is repeated only while nothing of it has come.
+UNAVAILABLE says that nobody answered, that the connection broke, or that the server is ending, and
+CANCELLED, where a server says it, that the call met its very end (the words are gRPC's): nobody
+knows whether the call was carried out. So only those are repeated that change nothing, or that the
+server carries out once: reads; turns without a session; turns with a `request_id`. A stream is
+repeated only while nothing of it has come.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _POLICY = {
     "initialBackoff": "0.1s",
     "maxBackoff": "1s",
     "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 _THROTTLING = {"maxTokens": 1000, "tokenRatio": 0.1}
 """After 500 failures, less a tenth of the successes, nothing is repeated: it would only add to the

@@ -111,6 +111,15 @@ def test_what_does_no_harm_is_asked_again(
     assert len(unwell.peers) == 1
 
 
+def test_what_met_the_end_of_a_server_is_asked_again(
+    unwell: Unwell, client: unrolled.Client
+) -> None:
+    unwell.code = grpc.StatusCode.CANCELLED
+    unwell.failures = 1
+    client.complete("a", session="sessions/a", request_id="1")
+    assert unwell.calls["Complete"] == 2
+
+
 @pytest.mark.parametrize(("method", "call"), ONCE.items())
 def test_what_might_is_asked_once(
     unwell: Unwell, client: unrolled.Client, method: str, call: Call

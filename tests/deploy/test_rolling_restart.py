@@ -88,7 +88,7 @@ class Player:
             self._play_turn(self._sizes.randint(1, LONGEST))
 
     def attempt(self, options: CompletionOptions) -> tuple[str, Outcome]:
-        """Ask for one turn. Raises Unavailable."""
+        """Ask for one turn. Raises Unavailable, Cancelled."""
         answer = self.client.complete(session=self.session.name, timeout=SECONDS, **options)
         return answer.text, answer.outcome
 
@@ -101,7 +101,7 @@ class Player:
             try:
                 text, outcome = self.attempt(options)
                 break
-            except unrolled.Unavailable:
+            except (unrolled.Unavailable, unrolled.Cancelled):
                 self.broken += 1
         assert (len(text), outcome.position) == (size, before + size)
         self.text += text
@@ -128,7 +128,7 @@ class ConversationPlayer(Player):
             self._conversation.open(session=self.session.name)
         try:
             return self._turn_of(self._conversation, options)
-        except unrolled.Unavailable:
+        except (unrolled.Unavailable, unrolled.Cancelled):
             self._conversation = None
             raise
 
