@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unrolled_export.coverage import borne
 from unrolled_export.device_check import check_device
 from unrolled_export.device_graph import STEP, check_precision, device_graphs
-from unrolled_export.network import Network
+from unrolled_export.network import Cell, Network
 from unrolled_export.parity import Parity, check_parity
 from unrolled_export.portable_graph import portable_graph
 from unrolled_export.precision import Precision, rounded
@@ -62,13 +62,25 @@ def build(
         engine = _runner(network, engine_graph)
     portable = portable_graph(stored, precision is Precision.FP16)
     graphs = {PORTABLE: portable.SerializeToString(deterministic=True), ENGINE: engine_graph}
-    prompt = prompt_graph(stored, precision, products).SerializeToString(deterministic=True)
-    if has_same_bits(network, prompt, engine):
-        # Prompts of a model without it are run by the engine's graph, more slowly.
-        graphs[PROMPT] = prompt
+    graphs |= _prompts(network, stored, precision, products, engine)
     if for_device:
         graphs |= device_graphs(stored, precision)
     return Build(network, precision, products, graphs, engine, base, len(base_graph))
+
+
+def _prompts(
+    network: Network,
+    stored: Network,
+    precision: Precision,
+    products: Mapping[str, QuantizedWeight],
+    engine: EngineRunner,
+) -> dict[str, bytes]:
+    """The graph for prompts; without it the engine's graph runs them, more slowly."""
+    if network.cell is Cell.RNN_RELU:
+        # Its states can overflow, which is seen where every step makes log-probabilities.
+        return {}
+    graph = prompt_graph(stored, precision, products).SerializeToString(deterministic=True)
+    return {PROMPT: graph} if has_same_bits(network, graph, engine) else {}
 
 
 def check(build: Build, progress: Progress) -> Parity:

@@ -21,6 +21,7 @@ class HealthChecks:
 
     def __init__(self, services: Sequence[str]) -> None:
         self.servicer = health.HealthServicer()
+        self._is_ending = False
         self._services = services
 
     async def start(self, models: Models) -> None:
@@ -29,10 +30,17 @@ class HealthChecks:
         await self.set_ready(any(models.ready()))
 
     async def set_ready(self, is_ready: bool) -> None:
-        """Say whether calls are to be sent here."""
+        """Say whether calls are to be sent here; never again, once the server ends."""
+        if self._is_ending and is_ready:
+            return
         status = health_pb2.HealthCheckResponse
         for service in ("", *self._services):
             await self.servicer.set(service, status.SERVING if is_ready else status.NOT_SERVING)
+
+    async def end(self) -> None:
+        """The server takes no more turns."""
+        self._is_ending = True
+        await self.set_ready(False)
 
     async def watch(self, sessions: SessionKeeper, models: Models) -> None:
         """Be ready only while sessions can be got at, for ever."""

@@ -80,7 +80,8 @@ class Lane:
         self._batch = Batch(capacity, vocabulary.size, vocabulary.end_tokens)
         # A run that took longer than tokens may wait would only make them late.
         self._pace = Pace(delivery.seconds, MAX_STEPS)
-        self._telling_pace = Pace(delivery.seconds, WINDOW)
+        # The first run of a large model may take long.
+        self._telling_pace = Pace(delivery.seconds, WINDOW, delivery.seconds / LEAST_TOLD)
         self._delivery = delivery
         self._loop = loop
         self._clock = clock
@@ -290,9 +291,13 @@ class Lane:
         rows = self._batch.size
         if not rows or not (most := self._runner.most_told(rows)):
             return 0
-        steps = min(most, self._batch.most_told(), self._telling_pace.steps(rows))
+        most = min(most, self._batch.most_told())
+        if most < LEAST_TOLD:
+            return 0
+        # However slow the last one was, so that the pace is taken again.
+        steps = min(most, max(LEAST_TOLD, self._telling_pace.steps(rows)))
         # Few sizes, so that arrays are seldom bound anew.
-        return 0 if steps < LEAST_TOLD else 1 << steps.bit_length() - 1
+        return 1 << steps.bit_length() - 1
 
     def _write_inputs(self, steps: int) -> None:
         batch, runner = self._batch, self._runner

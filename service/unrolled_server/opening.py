@@ -62,10 +62,29 @@ def open_runners(
     graph, prompt = folder / ENGINE, folder / PROMPT if PROMPT in files else None
     threads = config.threads or default_threads()
     if graph.stat().st_size > LARGEST_IN_ONE_THREAD:
-        return [Runner(graph, states, vocabulary, rows, threads, prompt)]
+        return [_runner(graph, states, vocabulary, rows, threads, prompt)]
     lanes = max(1, min(threads, rows // FULL))
-    runner = Runner(graph, states, vocabulary, -(-rows // lanes), prompt=prompt)
+    runner = _runner(graph, states, vocabulary, -(-rows // lanes), 1, prompt)
     return [runner, *(runner.another() for _ in range(lanes - 1))]
+
+
+def _runner(
+    graph: Path,
+    states: tuple[StateSpec, ...],
+    vocabulary: int,
+    rows: int,
+    threads: int,
+    prompt: Path | None,
+) -> Runner:
+    """A runner, without the graph for prompts where that cannot be used. Raises RunnerError."""
+    try:
+        return Runner(graph, states, vocabulary, rows, threads, prompt)
+    except RunnerError as error:
+        if prompt is None:
+            raise
+        runner = Runner(graph, states, vocabulary, rows, threads)
+        log_event(logger, logging.WARNING, "prompt_graph_unused", reason=str(error))
+        return runner
 
 
 def default_threads() -> int:

@@ -92,15 +92,16 @@ USE = """
 local used, held_until = unpack(ARGV)
 local known, ttl, latest = unpack(redis.call('HMGET', KEYS[1], 'used', 'ttl', 'latest'))
 if not known then return end
+if held_until ~= '' then return redis.call('PEXPIREAT', KEYS[1], held_until, 'GT') end
 if tonumber(used) > tonumber(known) then redis.call('HSET', KEYS[1], 'used', used) end
 if tonumber(ttl) > 0 then
     local ends = math.min(used + ttl, latest == 'inf' and math.huge or tonumber(latest))
     ends = string.format('%.0f', math.ceil(ends * 1000))
     redis.call('PEXPIREAT', KEYS[1], ends, 'GT')
-    if held_until ~= '' then redis.call('PEXPIREAT', KEYS[1], held_until, 'GT') end
 end
 """
-"""KEYS: session. ARGV: when it was used, in seconds; until when it is held, in ms, or ''."""
+"""KEYS: session. ARGV: when it was used, in seconds, and ''; or anything, and until when a turn
+holds it, in ms, which is no use of it yet."""
 
 PUT_ASIDE = """
 if redis.call('HGET', KEYS[1], 'facts') ~= ARGV[1] then return 0 end

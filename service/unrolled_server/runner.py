@@ -85,7 +85,7 @@ class Runner:
         self._vocabulary = vocabulary
         check_signature(graph.name, self._session, states, vocabulary)
         if prompt is not None and self._prompt is not None:
-            check_states(prompt.name, self._prompt, states)
+            _check_prompt(prompt.name, self._prompt, states)
         self.state_size = sum(spec.size for spec in states)
         self._initial = np.concatenate([spec.start for spec in states])
         self._make_room(rows)
@@ -283,6 +283,18 @@ def check_states(
         shape = named.get(spec.input)
         if shape is None or shape[1:] != [spec.size]:
             raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
+
+
+def _check_prompt(
+    graph: str, session: onnxruntime.InferenceSession, states: tuple[StateSpec, ...]
+) -> None:
+    """Refuse a graph that is not one for prompts of this model. Raises RunnerError."""
+    check_states(graph, session, states)
+    inputs = {value.name for value in session.get_inputs()}
+    outputs = {value.name for value in session.get_outputs()}
+    known = {spec.input for spec in states}, {spec.output for spec in states}
+    if (inputs - known[0], outputs) != ({"fed"}, known[1]):
+        raise RunnerError(f"{graph}: its inputs and outputs are not those of a prompt graph")
 
 
 def check_device(device: str) -> None:

@@ -105,14 +105,15 @@ class Scheduler:
         for row in self.parked:
             if row.turn.cancelled:
                 continue
-            if row.turn.stopping:
-                self.waiting.add_first(row)
-            elif 2 * row.unread <= MAX_UNREAD:
-                self.waiting.add(row)
-            else:
+            if not row.turn.stopping and 2 * row.unread > MAX_UNREAD:
                 still.append(row)
                 continue
+            # First of all: another lane may have the row at once.
             row.turn.parked = False
+            if row.turn.stopping:
+                self.waiting.add_first(row)
+            else:
+                self.waiting.add(row)
         self.parked = still
 
 
@@ -122,11 +123,12 @@ class Pace:
     At least one, and at most `most`.
     """
 
-    def __init__(self, seconds: float, most: int) -> None:
+    def __init__(self, seconds: float, most: int, step: float = 0.0) -> None:
+        """`step`: seconds that one is taken to last before any was seen."""
         self._seconds = seconds
         self._most = most
         self._rows = 1
-        self._step = 0.0
+        self._step = step
 
     def steps(self, rows: int) -> int:
         """Steps that fit."""

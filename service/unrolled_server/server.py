@@ -132,12 +132,13 @@ class Server:
     async def end(self, at_once: asyncio.Event) -> None:
         """Finish what is under way, or not, if `at_once` is set, and let go of everything."""
         log_event(logger, logging.INFO, "draining")
-        for task in self.tasks:
-            task.cancel()
-        await self.checks.set_ready(False)
+        await self.checks.end()
         if cut_short := await self.turns.drain(self.config.drain_timeout, at_once):
             log_event(logger, logging.WARNING, "turns_cut_short", turns=cut_short)
         await _end_calls(self.calls, at_once)
+        # Until here the store is to know which sessions have turns under way.
+        for task in self.tasks:
+            task.cancel()
         await close_sessions(self.turns.sessions)
         for model in self.turns.models.ready():
             model.engine.close()

@@ -6,7 +6,8 @@ in the event loop's thread, and a session that a method returns is in memory unt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from unrolled_server.answers import Answer
 from unrolled_server.errors import PositionMismatch, ServerError, SessionNotFound
@@ -21,6 +22,10 @@ def check_position(session: Session, expected: int | None) -> None:
     """Raises PositionMismatch where the session is to stand somewhere else."""
     if expected is not None and expected != session.position:
         raise PositionMismatch(session.name, session.position, expected)
+
+
+Check: TypeAlias = Callable[[Session], None]
+"""Raises what keeps a session from being advanced."""
 
 
 class SessionKeeper:
@@ -44,10 +49,13 @@ class SessionKeeper:
         """Sessions in the store by model, name/version."""
         return {}
 
-    async def load(self, name: str, claim: Claim | None = None) -> Session:
+    async def load(
+        self, name: str, claim: Claim | None = None, check: Check | None = None
+    ) -> Session:
         """The session of this name, with a claim if a turn is to advance it.
 
-        Raises SessionNotFound.
+        Before a claim takes it from another server, whose turn on it ends then, `check` is called:
+        what it raises is raised, and nothing is taken. Raises SessionNotFound.
         """
         return self.memory.get(name)
 
@@ -106,7 +114,11 @@ class SessionKeeper:
 
         Raises PositionMismatch, SessionBusy, and what `load`, `change` and `commit` do.
         """
-        session = await self.load(name, Claim(expected_position))
+
+        def check(session: Session) -> None:
+            change(self.memory.standing(session))
+
+        session = await self.load(name, Claim(expected_position), check)
         check_position(session, expected_position)
         self.memory.hold(session, lambda: None)
         try:

@@ -22,7 +22,7 @@ import numpy as np
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
 from unrolled_server.types import Checkpoint, Place
 
-VERSION = 1
+VERSION = 2
 DIGEST_BYTES = 16
 FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQQqIddd{DIGEST_BYTES}s?Bd")
 """Version; ID; fingerprint; epoch; era; seed; position; numbers of a state; created, used,
@@ -168,11 +168,11 @@ def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
 def _read(facts: bytes) -> tuple[SessionFacts, bytes]:
     """What facts say, and the digest of their body. Raises RecordDamaged."""
     whole, digest = facts[:-DIGEST_BYTES], facts[-DIGEST_BYTES:]
-    if len(whole) < FACTS.size or _digest(whole) != digest:
+    if not whole or _digest(whole) != digest:
         raise RecordDamaged("the facts are not what their digest says")
-    version, id_, fingerprint, epoch, era, seed, position, *rest = FACTS.unpack_from(whole)
-    if version != VERSION:
-        raise RecordDamaged(f"version {version} of the layout is unknown")
+    if whole[0] != VERSION:
+        raise RecordDamaged(f"version {whole[0]} of the layout is unknown")
+    _, id_, fingerprint, epoch, era, seed, position, *rest = FACTS.unpack_from(whole)
     state_size, created, used, idle_ttl, body_digest, undo, count, latest = rest
     tenant, at = _text(whole, FACTS.size)
     model, at = _text(whole, at)

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from unrolled_server.errors import Fenced, ServerError, SessionNotFound, StoreUnavailable
 from unrolled_server.models import Models
+from unrolled_server.session_keeper import Check
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Session, Sessions
@@ -42,7 +43,9 @@ class SharedSessions(StoredSessions):
         self._taken_over: str | None = None
         """The session that another server has taken over, while its turn here is being ended."""
 
-    async def load(self, name: str, claim: Claim | None = None) -> Session:
+    async def load(
+        self, name: str, claim: Claim | None = None, check: Check | None = None
+    ) -> Session:
         """The session of this name as the store has it now, claimed or not.
 
         A claim is not made for a session that has a turn under way here. Raises SessionNotFound,
@@ -54,8 +57,9 @@ class SharedSessions(StoredSessions):
         lock = self._looks.setdefault(id_, asyncio.Lock())
         try:
             async with asyncio.timeout(self._shared.timeout), lock:
-                while (session := await self._look(name, id_, claim)) is None:
-                    pass
+                if claim is not None and check is not None and not self._is_claimed(id_):
+                    check(await self._seen(name, id_, None))
+                session = await self._seen(name, id_, claim)
         except TimeoutError as error:
             self.stats.errors["unavailable"] += 1
             raise StoreUnavailable(self._shared.name) from error
@@ -79,6 +83,17 @@ class SharedSessions(StoredSessions):
         ended = await self._shared.expire(over, now) if over else 0
         self.memory.ended["expired"] += ended
         return more_in_memory or ended >= CHUNK
+
+    def _is_claimed(self, id_: bytes) -> bool:
+        """Whether the last claim, as far as is known here, was this server's."""
+        version = self.memory.version(id_)
+        return version is not None and version.epoch > 0
+
+    async def _seen(self, name: str, id_: bytes, claim: Claim | None) -> Session:
+        """The session as it is, once nothing changes while it is asked for."""
+        while (session := await self._look(name, id_, claim)) is None:
+            pass
+        return session
 
     async def _look(self, name: str, id_: bytes, claim: Claim | None) -> Session | None:
         """Ask for the session once; None: things have changed meanwhile, so ask again."""

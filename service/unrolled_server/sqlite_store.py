@@ -53,7 +53,7 @@ NAME = "sqlite"
 """What errors call this store."""
 APPLICATION_ID = 0x756E726C
 """Tells a store from other SQLite files: "unrl"."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = f"""
 CREATE TABLE sessions (
     number INTEGER PRIMARY KEY,

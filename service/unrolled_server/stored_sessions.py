@@ -25,7 +25,7 @@ from unrolled_server.errors import (
 )
 from unrolled_server.failpoints import FailpointError, reach
 from unrolled_server.models import Models, ServedModel
-from unrolled_server.session_keeper import SessionKeeper
+from unrolled_server.session_keeper import Check, SessionKeeper
 from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Session, Sessions
@@ -76,7 +76,9 @@ class StoredSessions(SessionKeeper):
         """Sessions in the store by model, name/version."""
         return self._store.count()
 
-    async def load(self, name: str, claim: Claim | None = None) -> Session:
+    async def load(
+        self, name: str, claim: Claim | None = None, check: Check | None = None
+    ) -> Session:
         """The session of this name, in memory from now on.
 
         Raises SessionNotFound, ModelNotServed, RecordCorrupt, StoreUnavailable.

@@ -52,9 +52,10 @@ class Task:
 class Turn:
     """One turn under way."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, created: float | None = None) -> None:
+        """`created`: when it was asked for, by time.perf_counter; None: now."""
         self.task = task
-        self.created = time.perf_counter()
+        self.created = time.perf_counter() if created is None else created
         self.joined: float | None = None
         """Set by the engine, as `first_token` is: when it got a row, by time.perf_counter."""
         self.first_token: float | None = None
@@ -77,6 +78,11 @@ class Turn:
         self._inbox.append(message)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    @property
+    def is_through(self) -> bool:
+        """Whether its ending is in the inbox."""
+        return any(isinstance(message, Ending) for message in self._inbox)
 
     async def next(self) -> Delta | Ending:
         """The next message; raises what the engine failed with."""

@@ -76,13 +76,14 @@ class ActiveTurn:
         task: Task,
         reads_only: bool,
         record: Record | None,
+        begun: float,
     ) -> None:
         self.model = model
         self._record = record
         self._turns = turns
         self._read = session if reads_only else None
         self._session = None if reads_only else session
-        self._turn = Turn(task)
+        self._turn = Turn(task, begun)
         self._ended: float | None = None
         self._outcome: Outcome | None = None
         self._lost: ServerError | None = None
@@ -110,9 +111,11 @@ class ActiveTurn:
         self._turn.stopping = True
         self.model.engine.nudge()
 
-    def cut_short(self) -> None:
-        """Fail the turn, unless it has come to its end: the server waits no longer."""
+    def cut_short(self) -> bool:
+        """Fail the turn, unless the engine is through with it; whether it fails."""
+        is_cut = self._ended is None and not self._turn.is_through
         self._turn.receive(Draining("waits for this turn no longer; it has left no trace"))
+        return is_cut
 
     async def __aenter__(self) -> ActiveTurn:
         if self._session is not None:
@@ -210,9 +213,7 @@ class Turns:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        for turn in self._under_way:
-            turn.cut_short()
-        return len(self._under_way)
+        return sum(turn.cut_short() for turn in self._under_way)
 
     def entered(self, turn: ActiveTurn) -> None:
         """A turn has begun."""
@@ -252,17 +253,14 @@ class Turns:
         On a session, what `record` says of the outcome is recorded together with the commit.
         Raises ServerError where the request cannot be served; nothing has changed then.
         """
+        begun = time.perf_counter()
         if self.draining.is_set():
             raise Draining
         model, session = await self._resolve(request)
-        if self.draining.is_set():
-            # Since then: nobody waits for turns that begin now.
-            raise Draining
-        if self._of_model[model] >= self._limits.turns_per_model:
-            raise Overloaded(self._limits.turns_per_model)
+        self._check_room(model)
         start = FRESH if session is None else self.sessions.memory.checkpoint(session)
         task = self._task(request, model, session, start)
-        return ActiveTurn(self, model, session, task, request.reads_only, record)
+        return ActiveTurn(self, model, session, task, request.reads_only, record, begun)
 
     async def _resolve(self, request: TurnRequest) -> tuple[ServedModel, Session | None]:
         if not request.session:
@@ -282,20 +280,38 @@ class Turns:
         return session.model, session
 
     async def _session(self, request: TurnRequest, claim: Claim | None = None) -> Session:
-        session = await self.sessions.load(request.session, claim)
-        model = session.model
-        if request.model not in ("", model.name, model.label):
-            raise InvalidField("model", f"the session is of {model.label}, not {request.model}")
+        def check(session: Session) -> None:
+            """Raises what keeps the turn from beginning, but for its position and other turns."""
+            _check_name(request, session.model)
+            self._check_room(session.model)
+            self._tokens(request, session.model, self.sessions.memory.checkpoint(session))
+
+        session = await self.sessions.load(request.session, claim, check)
+        _check_name(request, session.model)
         return session
 
-    def _task(
-        self, request: TurnRequest, model: ServedModel, session: Session | None, start: Checkpoint
-    ) -> Task:
+    def _check_room(self, model: ServedModel) -> None:
+        if self.draining.is_set():
+            # Nobody waits for turns that begin now.
+            raise Draining
+        if self._of_model[model] >= self._limits.turns_per_model:
+            raise Overloaded(self._limits.turns_per_model)
+
+    def _tokens(
+        self, request: TurnRequest, model: ServedModel, start: Checkpoint
+    ) -> tuple[Tokens, int]:
+        """What a turn tells, and how much it draws at most."""
         max_tokens = self._max_tokens(request.max_tokens)
         told = self._told(request, model, start.previous)
         nothing = start.pending is None and not len(told)
         if nothing and max_tokens and model.vocabulary.start_token is None:
             raise NothingToContinue(request.session, model.label)
+        return told, max_tokens
+
+    def _task(
+        self, request: TurnRequest, model: ServedModel, session: Session | None, start: Checkpoint
+    ) -> Task:
+        told, max_tokens = self._tokens(request, model, start)
         return Task(
             start=start,
             told=told,
@@ -359,3 +375,9 @@ class Turns:
             return model.vocabulary.encode(text, previous)
         except UnknownSymbol as error:
             raise UnknownText(field, error.offset, error.text) from error
+
+
+def _check_name(request: TurnRequest, model: ServedModel) -> None:
+    """Raises InvalidField where a turn on a session names another model than the session's."""
+    if request.model not in ("", model.name, model.label):
+        raise InvalidField("model", f"the session is of {model.label}, not {request.model}")

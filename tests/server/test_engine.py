@@ -113,6 +113,48 @@ async def test_a_prompt_alone_is_told_in_few_runs(
     assert ending.checkpoint.state.tobytes() == states.tobytes()
 
 
+class Clock:
+    """Seconds that pass as the test says."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+async def test_a_slow_run_makes_the_next_shorter_and_no_more(runner: UnsteadyRunner) -> None:
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    clock = Clock()
+    lengths: list[int] = []
+
+    class Slow(UnsteadyRunner):
+        def tell(self, told: Tokens) -> None:
+            clock.now += 0.0 if lengths else 10.0
+            lengths.append(len(told))
+            super().tell(told)
+
+    runner.__class__ = Slow
+    lane = Lane("lstm", runner, vocabulary, ROWS, Delivery(), asyncio.get_running_loop(), clock)
+    task = Task(
+        Checkpoint(None, None, 0),
+        np.zeros(400, np.int32),
+        1,
+        Sampling(1),
+        (),
+        None,
+        False,
+        False,
+    )
+    prompted = Turn(task)
+    lane.submit(prompted)
+    for _ in range(20):
+        lane.step()
+    await finish(prompted)
+    # The first is short, for nobody knows what it takes; the next, for now that is known.
+    assert lengths[:3] == [4, 4, PROMPT_STEPS]
+
+
 async def test_a_failed_run_fails_its_turns_and_no_others(
     engine: Lane, runner: UnsteadyRunner, repository: Repository
 ) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -390,3 +391,33 @@ async def test_a_redis_that_may_evict_is_warned_of(
         assert ("store_may_evict_sessions" in caplog.text) == warned
     with redis.client() as client:
         client.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.parametrize("idle_ttl", [0.0, 3600.0])
+async def test_a_turn_keeps_its_session_past_its_end_and_is_no_use_of_it(
+    store: RedisStore, redis: RunningRedis, idle_ttl: float
+) -> None:
+    record = numbered(1, idle_ttl)
+    soon = time.time() + 20.0
+    record = replace(record, facts=replace(record.facts, latest=soon))
+    await store.insert(record)
+    await store.hold([id_of(record)])
+    key = f"unrolled:{{{id_of(record).hex()}}}"
+    with redis.client() as client:
+        assert client.pexpiretime(key) >= (soon + 5.0) * 1000
+        used = client.hget(key, "used")
+    assert used is not None
+    assert float(cast("bytes", used)) == record.facts.used
+
+
+async def test_no_use_moves_a_session_past_its_latest_end(
+    store: RedisStore, redis: RunningRedis
+) -> None:
+    record = numbered(1)
+    soon = time.time() + 20.0
+    record = replace(record, facts=replace(record.facts, latest=soon))
+    await store.insert(record)
+    await store.note_uses({id_of(record): time.time() + 10.0})
+    with redis.client() as client:
+        end = client.pexpiretime(f"unrolled:{{{id_of(record).hex()}}}")
+    assert abs(end / 1000 - soon) < 0.01

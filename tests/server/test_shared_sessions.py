@@ -263,6 +263,26 @@ def test_a_request_at_another_position_takes_nothing_over(pair: tuple[Serving, S
     assert other.stubs.position(name) == owner.stubs.position(name) == 6001
 
 
+def test_what_is_refused_takes_nothing_over(pair: tuple[Serving, Serving]) -> None:
+    owner, other = pair
+    name = owner.stubs.create("lstm")
+    with unread_turn(owner.server.address, CompleteRequest(session=name, prompt="z")) as call:
+        complete = other.stubs.completions.Complete
+        for request, reason in (
+            (CompleteRequest(session=name, prompt="\u2603"), "UNKNOWN_TEXT"),
+            (CompleteRequest(session=name, max_tokens=10**8), "INVALID_FIELD"),
+            (CompleteRequest(session=name, model="gru"), "INVALID_FIELD"),
+        ):
+            assert refused(complete, request).reason == reason
+        sessions = other.stubs.sessions
+        undo, back = (RewindSessionRequest(name=name, checkpoint=to) for to in ("", "never"))
+        assert refused(sessions.RewindSession, undo).reason == "NOTHING_TO_UNDO"
+        assert refused(sessions.RewindSession, back).reason == "CHECKPOINT_NOT_FOUND"
+        for _ in call:  # type: ignore[attr-defined]
+            pass
+    assert other.stubs.position(name) == owner.stubs.position(name) == 6001
+
+
 # Redis that is not there
 
 

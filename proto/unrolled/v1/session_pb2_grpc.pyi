@@ -86,7 +86,8 @@ class SessionServiceStub:
     position are those of then. The checkpoints stay; the seed does too.
 
     Recorded answers of turns that came after that place was kept are forgotten: sent again, they run
-    anew. Those of turns before it stand. `expected_position` compares positions, not pasts: it
+    anew. Those of turns before it stand. What is forgotten stays so, also when the session is taken
+    forward again to a checkpoint that those turns led to. `expected_position` compares positions, not pasts: it
     cannot tell a session that was taken back and has come to the same position since.
 
     The session is held meanwhile: ABORTED while a turn is under way. The answer comes once this is
@@ -176,7 +177,8 @@ class SessionServiceAsyncStub:
     position are those of then. The checkpoints stay; the seed does too.
 
     Recorded answers of turns that came after that place was kept are forgotten: sent again, they run
-    anew. Those of turns before it stand. `expected_position` compares positions, not pasts: it
+    anew. Those of turns before it stand. What is forgotten stays so, also when the session is taken
+    forward again to a checkpoint that those turns led to. `expected_position` compares positions, not pasts: it
     cannot tell a session that was taken back and has come to the same position since.
 
     The session is held meanwhile: ABORTED while a turn is under way. The answer comes once this is
@@ -282,7 +284,8 @@ class SessionServiceServicer(metaclass=abc.ABCMeta):
         position are those of then. The checkpoints stay; the seed does too.
 
         Recorded answers of turns that came after that place was kept are forgotten: sent again, they run
-        anew. Those of turns before it stand. `expected_position` compares positions, not pasts: it
+        anew. Those of turns before it stand. What is forgotten stays so, also when the session is taken
+        forward again to a checkpoint that those turns led to. `expected_position` compares positions, not pasts: it
         cannot tell a session that was taken back and has come to the same position since.
 
         The session is held meanwhile: ABORTED while a turn is under way. The answer comes once this is
