@@ -118,10 +118,10 @@ class Server:
     async def start(self) -> None:
         """Take calls."""
         models, sessions = self.turns.models, self.turns.sessions
+        reloaders = self.access.reloaders(ReloadMetrics(self.registry))
         await self.calls.start()
         await self.checks.start(models)
         self._say_that_it_serves()
-        reloaders = self.access.reloaders(ReloadMetrics(self.registry))
         work = (
             self.checks.watch(sessions, models),
             follow_expiry(sessions),

@@ -22,6 +22,8 @@ class TurnTimes:
     model: str
     """name/version"""
     told: int
+    max_tokens: int
+    """That it was to draw at most."""
     drawn: int | None
     begun: float
     joined: float | None
@@ -58,8 +60,7 @@ def slow_turns(seconds: float) -> TurnWatcher:
     def watch(times: TurnTimes) -> None:
         taken = {name: ended - began for name, began, ended in times.phases()}
         # What only feeds or scores takes as long as its text.
-        feeds_only = times.first_token is None and times.ended is not None
-        to_first_token = taken["wait"] + (0.0 if feeds_only else taken.get("feed", 0.0))
+        to_first_token = taken["wait"] + (taken.get("feed", 0.0) if times.max_tokens else 0.0)
         if max(to_first_token, taken.get("commit", 0.0)) > seconds:
             facts = {"model": times.model, "told": times.told, "drawn": times.drawn}
             log_event(logger, logging.WARNING, "slow_turn", **facts, **taken)

@@ -144,7 +144,7 @@ class ActiveTurn:
         turn, over = self._turn, time.perf_counter()
         drawn = None if self._outcome is None else self._outcome.ending.drawn
         marks = (turn.created, turn.joined, turn.first_token, self._ended, over)
-        return TurnTimes(self.model.label, self.told, drawn, *marks)
+        return TurnTimes(self.model.label, self.told, self.max_tokens, drawn, *marks)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         while True:

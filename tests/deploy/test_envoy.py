@@ -97,6 +97,7 @@ def test_a_session_stays_with_its_replica_until_that_leaves(repository: Reposito
         before = owners(client, replicas)
         leaving, *rest = replicas
         assert leaving.server.terminate()[0] == 0
+        envoy.wait_for_healthy(2)
         # asked_for fails where several are asked, or none.
         after = {name: asked_for(client, name, rest) for name in before}
         assert leaving in before.values()

@@ -90,7 +90,9 @@ def impatient(repository: Repository) -> Iterator[Shared]:
 @contextmanager
 def sharing(repository: Repository, *flags: str) -> Iterator[Shared]:
     """A server for endless turns; in the end its log must not hold an error."""
-    with running_server(repository.path, "--max-tokens", str(ENDLESS), *flags) as server:
+    # What is cut short may have been slow, which the log would tell.
+    flags = ("--max-tokens", str(ENDLESS), "--slow-turn", "0", *flags)
+    with running_server(repository.path, *flags) as server:
         with connected(server.address) as stubs:
             yield Shared(server, stubs, Metrics(server.metrics_url), repository)
         _, log = server.terminate()
