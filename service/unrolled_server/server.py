@@ -76,6 +76,10 @@ OPTIONS = (
 )
 
 
+LAST_STATUS_SECONDS = 0.5
+"""What they get where the server is to end at once."""
+
+
 class BindError(Exception):
     """The server cannot listen where it should."""
 
@@ -272,6 +276,8 @@ async def _end_calls(server: grpc.aio.Server, at_once: asyncio.Event) -> None:
     hurrying = asyncio.create_task(at_once.wait())
     await asyncio.wait({ending, hurrying}, return_when=asyncio.FIRST_COMPLETED)
     hurrying.cancel()
+    # Calls that have just failed are still to say why.
+    await asyncio.wait({ending}, timeout=LAST_STATUS_SECONDS)
     if not ending.done():
         await server.stop(None)
     await ending

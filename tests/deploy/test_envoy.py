@@ -16,7 +16,7 @@ import unrolled
 import yaml
 from support.calls import LONG, SECONDS, unread_turn
 from support.envoy import DEPLOYED, Envoy, envoy_program, running_envoy
-from support.metrics import Metrics
+from support.metrics import Metrics, eventually
 from support.models import Repository
 from support.server import RunningServer, running_server, wait_for_event
 from unrolled.routing import SESSION_HEADER
@@ -61,12 +61,17 @@ def addresses(replicas: Sequence[Replica]) -> list[str]:
 
 def asked_for(client: unrolled.Client, name: str, replicas: Sequence[Replica]) -> Replica:
     """The one replica that is asked for this session, which is nowhere, again and again."""
-    before = [each.asked for each in replicas]
+    before = {each: each.asked for each in replicas}
     for _ in range(4):
         with pytest.raises(unrolled.NotFound):
             client.session(name)
-    counted = [(each.asked - past, each) for each, past in zip(replicas, before, strict=True)]
-    (owner,) = [each for number, each in counted if number == 4]
+
+    def counted() -> dict[Replica, float]:
+        return {each: each.asked - past for each, past in before.items()}
+
+    # A server counts a call once it has answered it.
+    eventually(lambda: sum(counted().values()) == 4, "four calls counted")
+    (owner,) = [each for each, number in counted().items() if number]
     return owner
 
 
@@ -150,9 +155,12 @@ def test_a_server_that_nobody_reaches_fails_no_call(repository: Repository) -> N
     ):
         replicas[0].server.process.kill()
         replicas[0].server.process.wait()
-        for _ in range(20):
+
+        def is_ejected() -> bool:
             client.complete("a", model="lstm", max_tokens=1)
-        assert envoy.count("outlier_detection.ejections_enforced_total")
+            return envoy.count("outlier_detection.ejections_enforced_total") > 0
+
+        eventually(is_ejected, "the server that is gone was ejected")
 
 
 def test_a_stream_whose_server_dies_is_unavailable(repository: Repository) -> None:
