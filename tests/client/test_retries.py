@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,17 +29,20 @@ class Unwell(grpc.GenericRpcHandler):
         self.says_something_first = False
         self.calls: Counter[str] = Counter()
         self.peers: set[str] = set()
+        self._lock = threading.Lock()
         self.target = ""
 
     def service(self, details: Any) -> Any:
         method = details.method.rpartition("/")[2]
 
         def answer(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-            self.calls[method] += 1
+            with self._lock:
+                self.calls[method] += 1
+                number = self.calls[method]
             self.peers.add(context.peer())
             if self.says_something_first:
                 yield CompleteEvent(delta=Delta(text="a")).SerializeToString()
-            if self.calls[method] <= self.failures:
+            if number <= self.failures:
                 context.abort(self.code, "unwell")
             if not self.says_something_first:
                 yield b""
