@@ -31,7 +31,7 @@ def main() -> int:
         wanted = select(arguments.figures)
     except ValueError as error:
         parser.error(str(error))
-    folder: Path = arguments.output
+    folder: Path = arguments.output.resolve()
     folder.mkdir(exist_ok=True)
     records, results, failed = Records(folder), [], []
     with Generator() as generator:

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from support.server import RunningServer
+
 from bench.figure import Bench, Figure, Group, Result
-from bench.load import Load, sample
+from bench.load import sample
 from bench.progress import in_turns
 from bench.rate import Rate
 from bench.ratios import ratio
@@ -17,7 +19,8 @@ from bench.subjects import LARGE, load, serving
 
 STREAMS = 64
 TIMES = 4
-"""Rounds as many as of other figures: what is looked for is small."""
+"""Rounds as many, and each as many times as long, as of other figures: what is looked for is small,
+and prompts are counted whole, so that what a short round counts depends on where it ends."""
 SCRAPE_SECONDS = 1.0
 LIKE_PROMETHEUS = {
     "Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
@@ -40,25 +43,28 @@ def groups() -> Iterator[Group]:
 
 
 def _on_over_off(bench: Bench) -> Iterator[Result]:
-    """In int8: a token costs least there, and metrics most beside it."""
-    models, settings = bench.models.models(LARGE), bench.settings
-    name = models.name("int8")
-    with serving(models) as on, serving(models, "--metrics-port", "off") as off:
-        watched, unwatched = load(on, name, STREAMS), load(off, name, STREAMS)
+    """In int8: a token costs least there, and metrics most beside it.
 
-        def rate(turns: Load) -> Rate:
-            return bench.generator.run(sample, turns, settings.seconds).rate
+    Each round has servers of its own: two processes of one program differ by several per cent for
+    as long as they live, by where their memory lies.
+    """
+    models, seconds = bench.models.models(LARGE), TIMES * bench.settings.seconds
 
-        def scraped_rate() -> Rate:
-            with _scraped(on.metrics_url):
-                return rate(watched)
+    def rate(server: RunningServer) -> Rate:
+        turns = load(server, models.name("int8"), STREAMS)
+        return bench.generator.run(sample, turns, seconds).rate
 
-        rounds = in_turns(
-            "metrics on over off",
-            TIMES * settings.rounds,
-            scraped_rate,
-            lambda: rate(unwatched),
-        )
+    def recorded_rate() -> Rate:
+        with serving(models) as server, _scraped(server.metrics_url):
+            return rate(server)
+
+    def bare_rate() -> Rate:
+        with serving(models, "--metrics-port", "off") as server:
+            return rate(server)
+
+    rounds = in_turns(
+        "metrics on over off", TIMES * bench.settings.rounds, recorded_rate, bare_rate
+    )
     yield ratio(
         ON_OVER_OFF,
         [recorded.per_cpu_second for recorded, _ in rounds],

@@ -21,11 +21,19 @@ class RunningRedis:
     """A Redis server in a folder that has its socket and its data. It answers once this is made."""
 
     def __init__(self, folder: Path, *settings: str) -> None:
-        self.folder = folder
-        self._socket = folder / "redis.sock"
+        self.folder = folder.resolve()
+        self._socket = self.folder / "redis.sock"
         self._command = [
             *(program("redis-server", FETCHED), "--port", "0", "--unixsocket", str(self._socket)),
-            *("--dir", str(folder), "--logfile", str(folder / "log"), "--save", "", *settings),
+            *(
+                "--dir",
+                str(self.folder),
+                "--logfile",
+                str(self.folder / "log"),
+                "--save",
+                "",
+                *settings,
+            ),
         ]
         self.process = self._started()
 

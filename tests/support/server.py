@@ -18,14 +18,30 @@ START_SECONDS = 60.0
 
 @dataclass
 class RunningServer:
-    """A server that has said it is ready."""
+    """A server, which has said that it is ready once anybody else sees this."""
 
     process: subprocess.Popen[str]
     address: str
     """HOST:PORT of gRPC."""
     metrics_url: str
     log: list[str] = field(default_factory=list)
-    """What it has logged until it was ready."""
+    """What it has logged until it was ready, or ever since if it is followed."""
+    _reader: threading.Thread | None = None
+
+    def follow_log(self) -> None:
+        """Read on from now on: a server that logs much waits for whoever reads its log."""
+        if self.process.stderr is None:
+            raise RuntimeError("the server's log is not a pipe")
+        lines = self.process.stderr
+        self._reader = threading.Thread(target=lambda: self.log.extend(lines))
+        self._reader.start()
+
+    def kill(self) -> None:
+        """End it, if it still runs."""
+        self.process.kill()
+        if self._reader is not None:
+            self._reader.join()
+        self.process.communicate()
 
     def terminate(self) -> tuple[int, str]:
         """Send SIGTERM; returns the exit status and what was logged since it was ready."""
@@ -57,17 +73,18 @@ def started(
         text=True,
         env={**os.environ, **(environment or {})},
     )
+    running = RunningServer(process, "", "")
     try:
-        yield _wait_until_ready(process)
+        _wait_until_ready(running)
+        yield running
     finally:
-        process.kill()
-        process.communicate()
+        running.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[str]) -> RunningServer:
+def _wait_until_ready(server: RunningServer) -> None:
+    process, log = server.process, server.log
     if process.stderr is None:
         raise RuntimeError("the server's log is not a pipe")
-    log = []
     # A server that hangs is ended, which ends its log: reading needs no limit of its own.
     watchdog = threading.Timer(START_SECONDS, process.kill)
     watchdog.start()
@@ -75,7 +92,8 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> RunningServer:
         for line in process.stderr:
             log.append(line)
             if _value(line, "event") == "serving":
-                return RunningServer(process, _value(line, "grpc"), _value(line, "metrics"), log)
+                server.address, server.metrics_url = _value(line, "grpc"), _value(line, "metrics")
+                return
     finally:
         watchdog.cancel()
     raise RuntimeError(f"the server ended with {process.wait()}: {''.join(log)}")

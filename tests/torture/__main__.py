@@ -1,5 +1,7 @@
 """Kill a server again and again under 64 streaming clients, and check what each restart serves.
 
+Before that a store that is Redis stands still under the clients, and is killed and restarted.
+
 Every acknowledged turn has to be there, none applied twice, and every session what the oracles'
 uninterrupted runs are: bit for bit, and within 1e-4 nats PyTorch's. A line for each server; at the
 end how long restarts took. The exit status says whether all was so. What was written stays in the
@@ -30,7 +32,7 @@ OUT_OF_THE_WAY = 1000
 def main() -> int:
     """Run the command line; returns the exit status."""
     arguments = _parser().parse_args()
-    folder: Path = arguments.output
+    folder: Path = arguments.output.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("work", "models", "store"):
         (folder / name).mkdir(parents=True)
@@ -46,6 +48,8 @@ def _torture(repository: Repository, store: TorturedStore, arguments: argparse.N
         asyncio.run(_fill(repository, store.path, others))
     torture, rounds = Torture(repository, store), []
     try:
+        for outage in torture.outages(arguments.outage):
+            print(outage, flush=True)
         planned = kills(store.places, arguments.rounds, arguments.seed)
         for number, one in enumerate(torture.rounds(planned), 1):
             print(f"{number:4}  {one}", flush=True)
@@ -89,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder, made anew")
     parser.add_argument("--rounds", type=int, default=200, help="servers that are killed")
+    parser.add_argument(
+        "--outage", type=float, default=30.0, help="seconds for which Redis is gone"
+    )
     parser.add_argument("--store", choices=STORES, default="sqlite")
     parser.add_argument(
         "--sessions", type=int, default=100_000, help="stored in SQLite beside the streams'"

@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -18,6 +18,7 @@ from support.models import Repository
 from support.server import RunningServer, running_server
 from unrolled_server import failpoints
 
+from torture.outage import Outage, live_through
 from torture.stores import TorturedStore
 from torture.stream import Stream
 from torture.uninterrupted import Uninterrupted
@@ -29,6 +30,7 @@ FROM_OUTSIDE = "from outside"
 """Killed by another process, when the clients have heard so many messages."""
 LAST_TURNS = 2
 """Of each stream in the end, with nothing that kills."""
+MESSAGES_BEFORE_OUTAGE = 10 * STREAMS
 STATUS_DETAILS = "grpc-status-details-bin"
 ROUND_SECONDS = 120.0
 """After which a round hangs."""
@@ -90,14 +92,15 @@ class Torture:
     def __init__(self, repository: Repository, store: TorturedStore) -> None:
         self._models = repository.path
         self._flags = store.flags
-        self._killer = _Killer()
+        self._absences = store.absences
+        self._trigger = _Trigger()
         self._streams = [
             Stream(
                 model,
                 repository.recipes[model].characters,
                 seed,
                 store.durability,
-                self._killer.message_heard,
+                self._trigger.message_heard,
             )
             for seed, model in zip(range(STREAMS), cycle(MODELS), strict=False)
         ]
@@ -117,26 +120,58 @@ class Torture:
                     done = self._round(runner, kill)
                 yield done
 
+    def outages(self, seconds: float) -> Iterator[Outage]:
+        """One server lives through each way for its store to be gone, for `seconds` and under load.
+
+        Raises AssertionError, perhaps in a group, where the server is wrong.
+        """
+        with (
+            asyncio.Runner() as runner,
+            running_server(self._models, *self._flags) as server,
+        ):
+            # Every turn that is refused has a line.
+            server.follow_log()
+            for absence in self._absences:
+                outage, before = Outage(absence, seconds), self._replayed()
+                runner.run(self._live_through(outage, server))
+                outage.acknowledged = self._catch_up()
+                outage.replayed = self._replayed() - before
+                yield outage
+
+    async def _live_through(self, outage: Outage, server: RunningServer) -> None:
+        under_load = asyncio.Event()
+        self._trigger.arm(under_load.set, MESSAGES_BEFORE_OUTAGE)
+        async with asyncio.timeout(outage.seconds + ROUND_SECONDS):
+            await live_through(outage, server, self._streams, under_load, LAST_TURNS)
+
+    def _replayed(self) -> int:
+        """Turns that were answered from the record so far."""
+        return sum(stream.replayed for stream in self._streams)
+
+    def _catch_up(self) -> int:
+        """Hold what was acknowledged since the last time to the oracles; how many turns."""
+        return sum(oracle.catch_up() for oracle in self._oracles)
+
     def compare_with_torch(self) -> float:
         """How far PyTorch differs at most, in nats. Raises AssertionError where that is too far."""
         return max(oracle.compare_with_torch() for oracle in self._oracles)
 
     def _round(self, runner: asyncio.Runner, kill: Kill | None) -> Round:
         environment = {failpoints.VARIABLE: "" if kill is None else kill.failpoints}
-        before = sum(stream.replayed for stream in self._streams)
+        before = self._replayed()
         started = time.perf_counter()
         with running_server(self._models, *self._flags, environment=environment) as server:
             serving = time.perf_counter() - started
             runner.run(self._go_on(server, kill))
             ended = server.process.poll() if kill is None else server.process.wait(SECONDS)
         assert ended == (None if kill is None else -signal.SIGKILL), f"the server ended: {ended}"
-        acknowledged = sum(oracle.catch_up() for oracle in self._oracles)
-        replayed = sum(stream.replayed for stream in self._streams) - before
-        return Round(serving, acknowledged, replayed, kill)
+        acknowledged = self._catch_up()
+        return Round(serving, acknowledged, self._replayed() - before, kill)
 
     async def _go_on(self, server: RunningServer, kill: Kill | None) -> None:
         """Until the server is gone; in the last round, LAST_TURNS of each stream."""
-        self._killer.arm(server, kill)
+        is_meant = kill is not None and kill.place == FROM_OUTSIDE
+        self._trigger.arm(server.process.kill if is_meant else None, kill.reach if kill else 0)
         turns = LAST_TURNS if kill is None else None
         async with (
             asyncio.timeout(ROUND_SECONDS),
@@ -148,24 +183,22 @@ class Torture:
                 group.create_task(going_on if kill is None else _until_gone(going_on))
 
 
-class _Killer:
-    """Kills a server from outside once its clients have heard so many messages."""
+class _Trigger:
+    """Does something once clients have heard so many messages."""
 
     def __init__(self) -> None:
-        self._server: RunningServer | None = None
+        self._action: Callable[[], object] | None = None
         self._messages_left = 0
 
-    def arm(self, server: RunningServer, kill: Kill | None) -> None:
-        """From now on this is the server."""
-        is_meant = kill is not None and kill.place == FROM_OUTSIDE
-        self._server = server if is_meant else None
-        self._messages_left = kill.reach if kill is not None else 0
+    def arm(self, action: Callable[[], object] | None, messages: int) -> None:
+        """From now on it is this; None: nothing."""
+        self._action, self._messages_left = action, messages
 
     def message_heard(self) -> None:
         """A client has heard one."""
         self._messages_left -= 1
-        if self._server is not None and self._messages_left == 0:
-            self._server.process.kill()
+        if self._action is not None and self._messages_left == 0:
+            self._action()
 
 
 async def _until_gone(going_on: Coroutine[None, None, None]) -> None:

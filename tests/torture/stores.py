@@ -11,6 +11,8 @@ from support.redis import running_redis
 from unrolled.v1.completion_pb2 import DURABILITY_FSYNC, DURABILITY_PROCESS_CRASH, Durability
 from unrolled_server.failpoints import PLACES
 
+from torture.outage import Absence
+
 
 @dataclass(frozen=True)
 class TorturedStore:
@@ -24,6 +26,8 @@ class TorturedStore:
     """What every outcome has to say."""
     places: tuple[str, ...]
     """Failpoints of a turn's commit in it."""
+    absences: tuple[Absence, ...] = ()
+    """How it can be gone while a server goes on."""
 
 
 @contextmanager
@@ -34,9 +38,18 @@ def _sqlite(folder: Path) -> Iterator[TorturedStore]:
 
 @contextmanager
 def _redis(folder: Path) -> Iterator[TorturedStore]:
-    """Redis itself goes on."""
-    with running_redis(folder) as redis:
-        yield TorturedStore(None, ("--store", redis.url), DURABILITY_PROCESS_CRASH, PLACES)
+    """Redis goes on when servers are killed; what it has answered outlives its own end."""
+    with running_redis(folder, "--appendonly", "yes", "--appendfsync", "always") as redis:
+        yield TorturedStore(
+            None,
+            ("--store", redis.url, "--store-timeout", "1s"),
+            DURABILITY_PROCESS_CRASH,
+            PLACES,
+            (
+                Absence("Redis stood still", redis.stop, redis.go_on),
+                Absence("Redis was killed", redis.end, redis.start),
+            ),
+        )
 
 
 STORES: dict[str, Callable[[Path], AbstractContextManager[TorturedStore]]] = {

@@ -98,7 +98,7 @@ class Stream:
             answer = await server.sessions.CreateSession(request, timeout=SECONDS)
             self._name = answer.session.name
         while turns is None or turns > 0:
-            await self._advance(server)
+            await self.ask_blindly(server)
             turns = None if turns is None else turns - 1
 
     async def _check_past(self, server: AsyncStubs) -> None:
@@ -115,8 +115,8 @@ class Stream:
             assert outcome.replayed, f"{self._name}: turn {last.number} was run again"
             assert again == acknowledged, f"{self._name}: another answer to turn {last.number}"
 
-    async def _advance(self, server: AsyncStubs) -> None:
-        """Take the turn under way, or a new one."""
+    async def ask_blindly(self, server: AsyncStubs) -> None:
+        """Take the turn under way, or a new one; nothing of the past is checked before."""
         turn = self._under_way = self._under_way or self._next()
         answer = Answer()
         self._beginnings.append(answer)

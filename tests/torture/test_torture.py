@@ -18,8 +18,11 @@ def test_no_kill_loses_a_turn_or_doubles_one(
     """Once each. The streams check what they hear; here, that they had something to check."""
     with STORES[kind](tmp_path) as store:
         torture = Torture(repository, store)
+        # None so long that all streams wait: each asks in vain once.
+        outages = list(torture.outages(seconds=0))
         count = len(store.places) + 1
         *killed, last = torture.rounds(kills(store.places, count, seed=1))
+    assert [len(outage.refusals) for outage in outages] == [STREAMS] * len(store.absences)
     assert [one.kill.place for one in killed if one.kill][: len(store.places)] == [*store.places]
     assert sum(one.replayed for one in (*killed, last)) > 0
     assert last.acknowledged >= STREAMS
