@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from support.server import RunningServer
 
 from bench.figure import Bench, Figure, Group, Result
-from bench.load import sample
-from bench.progress import in_turns
-from bench.rate import Rate
+from bench.generator import Generator
+from bench.load import Load, sample
+from bench.models import Models
+from bench.progress import say
 from bench.ratios import ratio
 from bench.subjects import LARGE, load, serving
 
 STREAMS = 64
 TIMES = 4
-"""Rounds as many, and each as many times as long, as of other figures: what is looked for is small,
-and prompts are counted whole, so that what a short round counts depends on where it ends."""
+"""Rounds as many and as long as of other figures: what is looked for is small."""
+SIDES = ("on", "off")
+FLAGS: Mapping[str, tuple[str, ...]] = {"on": (), "off": ("--metrics-port", "off")}
 SCRAPE_SECONDS = 1.0
+"""deploy/prometheus scrapes every 15."""
 LIKE_PROMETHEUS = {
     "Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
     "Accept-Encoding": "gzip",
@@ -43,33 +47,46 @@ def groups() -> Iterator[Group]:
 
 
 def _on_over_off(bench: Bench) -> Iterator[Result]:
-    """In int8: a token costs least there, and metrics most beside it.
+    """Both servers are under load at the same time, which costs them CPU time alike.
 
-    Each round has servers of its own: two processes of one program differ by several per cent for
-    as long as they live, by where their memory lies.
+    From one quarter of a minute to the next, a server's tokens a CPU-second change by a tenth.
+    Each round has servers of its own, for two processes of one program differ as well. In int8: a
+    token costs least there, and metrics most beside it.
     """
-    models, seconds = bench.models.models(LARGE), TIMES * bench.settings.seconds
+    models, settings = bench.models.models(LARGE), bench.settings
+    count, rounds = TIMES * settings.rounds, []
+    with Generator() as other:
+        for number in range(1, count + 1):
+            say(f"metrics on over off: round {number} of {count}")
+            order = SIDES if number % 2 else SIDES[::-1]
+            with _servers(models, order) as servers:
+                loads = [load(servers[side], models.name("int8"), STREAMS) for side in SIDES]
+                seconds = TIMES * settings.seconds
+                rounds.append(_rates((bench.generator, other), loads, seconds))
+    on, off = zip(*rounds, strict=True)
+    ratios = [one / without for one, without in rounds]
+    mean, error = statistics.fmean(ratios), statistics.stdev(ratios) / count**0.5
+    yield ratio(ON_OVER_OFF, on, off, mean=round(mean, 4), standard_error=round(error, 4))
 
-    def rate(server: RunningServer) -> Rate:
-        turns = load(server, models.name("int8"), STREAMS)
-        return bench.generator.run(sample, turns, seconds).rate
 
-    def recorded_rate() -> Rate:
-        with serving(models) as server, _scraped(server.metrics_url):
-            return rate(server)
+@contextmanager
+def _servers(models: Models, order: Sequence[str]) -> Iterator[Mapping[str, RunningServer]]:
+    """One of each side, started in this order; the one with metrics is scraped."""
+    with ExitStack() as stack:
+        servers = {side: stack.enter_context(serving(models, *FLAGS[side])) for side in order}
+        stack.enter_context(_scraped(servers["on"].metrics_url))
+        yield servers
 
-    def bare_rate() -> Rate:
-        with serving(models, "--metrics-port", "off") as server:
-            return rate(server)
 
-    rounds = in_turns(
-        "metrics on over off", TIMES * bench.settings.rounds, recorded_rate, bare_rate
-    )
-    yield ratio(
-        ON_OVER_OFF,
-        [recorded.per_cpu_second for recorded, _ in rounds],
-        [bare.per_cpu_second for _, bare in rounds],
-    )
+def _rates(
+    generators: Sequence[Generator], loads: Sequence[Load], seconds: float
+) -> tuple[float, ...]:
+    """Tokens a CPU-second of each server, all under load together."""
+    with ThreadPoolExecutor(len(loads)) as pool:
+        taken = pool.map(
+            lambda generator, turns: generator.run(sample, turns, seconds), generators, loads
+        )
+        return tuple(one.rate.per_cpu_second for one in taken)
 
 
 @contextmanager
