@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from unrolled_server import huge_pages
 from unrolled_server.types import MAX_STEPS, Floats, Tokens
 
 MAX_BINDINGS = 1024
@@ -80,6 +81,7 @@ class Runner:
         """`threads` work at each product; `prompt`: the graph for prompts. Raises RunnerError."""
         self._session = _open_session(graph, threads)
         self._prompt = None if prompt is None else _open_session(prompt, threads)
+        huge_pages.gather()
         self.device = "cpu"
         self._specs = states
         self._vocabulary = vocabulary
