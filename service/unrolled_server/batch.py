@@ -7,6 +7,8 @@ looked at one by one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +27,13 @@ WINDOW = 256
 KEPT = 64
 """Drawn tokens that a place has room for; before it runs out, its row has to take them."""
 
-Places = NDArray[np.intp]
+KINDS = WATCHED, FILTERS, LOGPROBS, SCORES = range(4)
+"""Of rows: its tokens are looked at in every run; top_k, top_p or min_p are used; distributions are
+asked for; a text is scored."""
+
+Places = NDArray[np.int64]
+
+_STEPS = np.arange(WINDOW)[:, None]
 
 
 class Batch:
@@ -49,13 +57,12 @@ class Batch:
         self._streams = np.zeros(capacity, np.uint64)
         self._counts = np.zeros(capacity, np.int64)
         self._drawn = np.zeros((capacity, MAX_STEPS + KEPT), np.int32)
+        self._rooms = np.arange(capacity) * (MAX_STEPS + KEPT)
+        """Where the room of each place begins in those."""
         self._unsent = np.zeros(capacity, np.int64)
         self._sent_at = np.zeros(capacity, np.float64)
         self._silent = np.zeros(capacity, np.bool_)
-        self._watched = np.zeros(capacity, np.bool_)
-        self._filters = np.zeros(capacity, np.bool_)
-        self._wants_logprobs = np.zeros(capacity, np.bool_)
-        self._has_scores = np.zeros(capacity, np.bool_)
+        self._kinds = np.zeros((capacity, len(KINDS)), np.bool_)
         self._marks = np.full(capacity, NEVER, np.int64)
         """Positions at which states are to be remembered."""
         self._marked = 0
@@ -73,15 +80,19 @@ class Batch:
             self._unsent,
             self._sent_at,
             self._silent,
-            self._watched,
-            self._filters,
-            self._wants_logprobs,
-            self._has_scores,
+            self._kinds,
             self._marks,
         )
         self._ends = np.zeros(vocabulary, np.bool_)
         self._ends[sorted(end_tokens)] = True
         self._has_ends = bool(end_tokens)
+        # Of all rows together, so that they are not asked in every run.
+        self._present = [False] * len(KINDS)
+        """Of which kinds there are rows."""
+        self._may_tell = False
+        """False: no row has a token to tell."""
+        self._may_be_silent = False
+        """False: every row has drawn."""
 
     # rows come and go
 
@@ -99,10 +110,11 @@ class Batch:
         self._unsent[place] = row.unsent
         self._sent_at[place] = -np.inf if row.flushed is None else row.flushed
         self._silent[place] = row.flushed is None and row.draw_left > 0
-        self._watched[place] = row.watched
-        self._filters[place] = sampling.filters
-        self._wants_logprobs[place] = row.turn.task.logprobs is not None
-        self._has_scores[place] = row.turn.task.scores
+        wants_logprobs = row.turn.task.logprobs is not None
+        self._kinds[place] = row.watched, sampling.filters, wants_logprobs, row.turn.task.scores
+        self._count_kinds()
+        self._may_tell |= row.tell_left > 0
+        self._may_be_silent |= bool(self._silent[place])
         self._marks[place] = NEVER
         if self._marked < MARKED:
             self.mark(place, row)
@@ -121,10 +133,16 @@ class Batch:
             for column in self._columns:
                 column[place] = column[self.size]
         self._count_marks()
+        self._count_kinds()
 
     def clear(self) -> None:
         """All rows leave."""
         self.size = self._marked = 0
+        self._count_kinds()
+
+    def _count_kinds(self) -> None:
+        kinds: Iterable[np.bool_] = np.logical_or.reduce(self._kinds[: self.size])
+        self._present = [bool(kind) for kind in kinds]
 
     def mark(self, place: int, row: Row) -> None:
         """Note where the row's state is to be remembered next."""
@@ -157,6 +175,7 @@ class Batch:
         self._positions[place] -= steps
         self.tell_left[place] = len(tokens)
         self.draw_left[place] = 0
+        self._may_tell = True
         self.hand(place, tokens)
 
     # a run
@@ -168,16 +187,18 @@ class Batch:
         """
         rows = slice(self.size)
         left = self.draw_left[rows]
-        if self.size <= FEW:
+        if self._may_be_silent and self.size <= FEW:
             left = np.where(self._silent[rows], 1, left)
-        steps = int((self.tell_left[rows] + left).min())
+        if self._may_tell:
+            left = left + self.tell_left[rows]
+        steps = int(left.min())
         if self._marked:
             steps = min(steps, int((self._marks[rows] - self._positions[rows]).min()))
         return steps
 
     def most_told(self) -> int:
         """Steps of a run that only tells: every row ends with one like any other."""
-        if self._has_scores[: self.size].any():
+        if not self._may_tell or self._present[SCORES]:
             return 0
         rows = slice(self.size)
         steps = int(self.tell_left[rows].min()) - 1
@@ -187,30 +208,28 @@ class Batch:
 
     def filters(self) -> bool:
         """Whether any row uses top_k, top_p or min_p."""
-        return bool(self._filters[: self.size].any())
+        return self._present[FILTERS]
 
-    def is_telling(self) -> bool:
-        """Whether any row's next token is told."""
-        return bool(self.tell_left[: self.size].any())
+    def may_tell(self) -> bool:
+        """Whether the next token of some row may be told; else all are drawn."""
+        return self._may_tell
 
     def short(self, steps: int) -> list[int]:
         """Places that have to be handed more tokens to tell before a run of so many steps."""
         rows = slice(self.size)
         at_hand = WINDOW - self._cursors[rows]
-        short = (at_hand < steps) & (self.tell_left[rows] > at_hand)
-        places: list[int] = np.flatnonzero(short).tolist()
-        return places
+        return _places((at_hand < steps) & (self.tell_left[rows] > at_hand))
 
     def write_told(self, told: Tokens) -> None:
         """Write the tokens to be told in the next run, [K, B], -1 where one is drawn."""
-        rows, steps = slice(self.size), np.arange(len(told))[:, None]
+        rows, steps = slice(self.size), _STEPS[: len(told)]
         columns = np.minimum(self._cursors[rows] + steps, WINDOW - 1)
         known = self._window[np.arange(self.size), columns]
         told[...] = np.where(steps < self.tell_left[rows], known, -1)
 
     def wants_logprobs(self) -> bool:
         """Whether any row asks for distributions."""
-        return bool(self._wants_logprobs[: self.size].any())
+        return self._present[LOGPROBS]
 
     def uniforms(self, steps: int) -> Uniforms:
         """The random numbers of the next steps, [K, B]."""
@@ -221,19 +240,24 @@ class Batch:
         """Take the tokens [K, B] of a run."""
         steps, size = tokens.shape
         rows = slice(size)
-        self.told[rows] = told = np.minimum(self.tell_left[rows], steps)
+        told: Places | int = 0
+        if self._may_tell:
+            told = np.minimum(self.tell_left[rows], steps)
+            self.tell_left[rows] -= told
+            self._cursors[rows] += told
+            self._may_tell = bool(self.tell_left[rows].any())
         drawn = steps - told
-        self.tell_left[rows] -= told
-        self._cursors[rows] += told
+        self.told[rows] = told
         self.draw_left[rows] -= drawn
         self._positions[rows] += steps
         # Told tokens come to lie before the drawn ones, where nobody looks.
-        first = MAX_STEPS + self._counts[rows] - told
-        columns = first[:, None] + np.arange(steps)
-        self._drawn[np.arange(size)[:, None], columns] = tokens.T
+        first = self._rooms[rows] + self._counts[rows] + (MAX_STEPS - told)
+        self._drawn.reshape(-1)[first + _STEPS[:steps]] = tokens
         self._counts[rows] += drawn
         self._unsent[rows] += drawn
-        self._silent[rows] &= drawn == 0
+        if self._may_be_silent:
+            self._silent[rows] &= drawn == 0
+            self._may_be_silent = bool(self._silent[rows].any())
 
     def tell(self, steps: int) -> None:
         """A run has told every row so many tokens."""
@@ -245,19 +269,19 @@ class Batch:
     def watched(self, tokens: Tokens) -> list[int]:
         """Places whose rows have to see the run's tokens [K, B] now."""
         rows = slice(self.size)
-        watched = self._watched[rows] | (self._counts[rows] > KEPT - MAX_STEPS)
+        watched = self._counts[rows] > KEPT - MAX_STEPS
+        if self._present[WATCHED]:
+            watched |= self._kinds[rows, WATCHED]
         if self._has_ends:
             watched |= self._ends[tokens].any(0)
-        places: list[int] = np.flatnonzero(watched).tolist()
-        return places
+        return _places(watched)
 
     def at_marks(self) -> list[int]:
         """Places whose rows' states are to be remembered as they are now."""
         if not self._marked:
             return []
         rows = slice(self.size)
-        places: list[int] = np.flatnonzero(self._marks[rows] == self._positions[rows]).tolist()
-        return places
+        return _places(self._marks[rows] == self._positions[rows])
 
     def take(self, place: int) -> list[int]:
         """The tokens that a row has drawn since the last call."""
@@ -273,8 +297,7 @@ class Batch:
         rows = slice(self.size)
         unsent = self._unsent[rows]
         late = (unsent > 0) & (now - self._sent_at[rows] >= interval)
-        places: list[int] = np.flatnonzero(late | (unsent >= tokens)).tolist()
-        return places
+        return _places(late | (unsent >= tokens))
 
     def taken(self, place: int, row: Row) -> None:
         """A row has taken its tokens, and sent what it was to send."""
@@ -285,7 +308,10 @@ class Batch:
     def finished(self) -> list[int]:
         """Places whose rows have nothing left to do."""
         rows = slice(self.size)
-        places: list[int] = np.flatnonzero(
-            self.tell_left[rows] + self.draw_left[rows] == 0
-        ).tolist()
-        return places
+        return _places(self.tell_left[rows] + self.draw_left[rows] == 0)
+
+
+def _places(mask: NDArray[np.bool_]) -> list[int]:
+    """Where a mask over places is set."""
+    places: list[int] = mask.nonzero()[0].tolist()
+    return places

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -170,11 +170,9 @@ class Lane:
 
     def _read_mail(self) -> None:
         """Take what has come."""
-        while True:
-            try:
-                self._take_mail(self._mail.get(block=False))
-            except Empty:
-                return
+        # Nobody else takes any out.
+        while not self._mail.empty():
+            self._take_mail(self._mail.get())
 
     def _take_mail(self, turn: Turn | None) -> None:
         if turn is None:
@@ -287,7 +285,7 @@ class Lane:
         return min(self._pace.steps(rows), self._runner.most_steps(rows), self._batch.most_steps())
 
     def _told_steps(self) -> int:
-        """Steps of the next run if it only tells, a power of two; 0: it is to be another."""
+        """Steps of the next run if it only tells; 0: it is to be another."""
         rows = self._batch.size
         if not rows or not (most := self._runner.most_told(rows)):
             return 0
@@ -295,16 +293,16 @@ class Lane:
         if most < LEAST_TOLD:
             return 0
         # However slow the last one was, so that the pace is taken again.
-        steps = min(most, max(LEAST_TOLD, self._telling_pace.steps(rows)))
-        # Few sizes, so that arrays are seldom bound anew.
-        return 1 << steps.bit_length() - 1
+        steps = max(LEAST_TOLD, self._telling_pace.steps(rows))
+        # What a pace comes to is never the same: few sizes, so that arrays are seldom bound anew.
+        return most if most <= steps else 1 << steps.bit_length() - 1
 
     def _write_inputs(self, steps: int) -> None:
         batch, runner = self._batch, self._runner
         runner.uniforms(batch.size, steps)[...] = batch.uniforms(steps)
         told = runner.told(batch.size, steps)
         told.fill(-1)
-        if batch.is_telling():
+        if batch.may_tell():
             self._write_told(told)
 
     def _write_told(self, told: Tokens) -> None:
@@ -324,7 +322,8 @@ class Lane:
         for place in batch.watched(tokens):
             self._take(place, tokens, logprobs, int(fed[place]), now)
         leaving = dict.fromkeys(batch.finished(), self._finish)
-        overflowed = np.flatnonzero(np.isnan(logprobs[:, :, 0]).any(0)).tolist()
+        overflows = np.isnan(logprobs[:, :, 0])
+        overflowed = np.flatnonzero(overflows.any(0)).tolist() if overflows.any() else []
         leaving.update(dict.fromkeys(overflowed, self._fail))
         for place in batch.due(now, delivery.tokens, delivery.interval(self._company())):
             if place not in leaving and self._flush(place, now):
