@@ -62,6 +62,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._keys = keys
         self._tracer = tracer
+        self._handlers: dict[str, tuple[Handler, Handler]] = {}
+        """By method: what it is served by, and that with everything around it."""
 
     async def intercept_service(
         self,
@@ -73,7 +75,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             self._metrics.unknown()
             return None
         method = str(handler_call_details.method).removeprefix("/")
-        return _rebuilt(handler, self._wrapped(method, _behaviour(handler), _parser(handler)))
+        known = self._handlers.get(method)
+        if known is None or known[0] is not handler:
+            wrapped = self._wrapped(method, _behaviour(handler), _parser(handler))
+            known = self._handlers[method] = handler, _rebuilt(handler, wrapped)
+        return known[1]
 
     def _wrapped(self, method: str, behaviour: Behaviour, parse: Behaviour) -> Behaviour:
         if inspect.isasyncgenfunction(behaviour):

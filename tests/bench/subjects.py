@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from support.server import RunningServer, running_server
 
@@ -17,9 +18,13 @@ TINY = Recipe(layers=1, hidden=32)
 """So small that a million tokens are fed in a minute."""
 
 
-def serving(models: Models, *flags: str) -> AbstractContextManager[RunningServer]:
+@contextmanager
+def serving(models: Models, *flags: str) -> Iterator[RunningServer]:
     """A server process with sessions in memory and default settings but for `flags`."""
-    return running_server(models.served, "--device", "cpu", "--store", "memory", *flags)
+    with running_server(models.served, "--device", "cpu", "--store", "memory", *flags) as server:
+        # Each turn that is slow has a line, and of 256 streams' most are.
+        server.follow_log()
+        yield server
 
 
 def load(server: RunningServer, model: str, streams: int) -> Load:

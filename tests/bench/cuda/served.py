@@ -40,6 +40,8 @@ def tokens_per_second(subject: Subject, folder: Path, rows: int, seconds: float)
     _export(subject, folder, repository)
     flags = ("--device", "cuda", "--max-rows", str(rows), "--port", "0")
     with running_server(repository, *flags) as server, Generator() as generator:
+        # Each turn that is slow has a line.
+        server.follow_log()
         load = Load(server.address, server.process.pid, subject.name, STREAMS)
         return generator.run(sample, load, seconds).rate.per_second
 
