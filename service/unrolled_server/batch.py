@@ -31,7 +31,7 @@ KINDS = WATCHED, FILTERS, LOGPROBS, SCORES = range(4)
 """Of rows: its tokens are looked at in every run; top_k, top_p or min_p are used; distributions are
 asked for; a text is scored."""
 
-Places = NDArray[np.int64]
+Places = NDArray[np.intp]
 
 _STEPS = np.arange(WINDOW)[:, None]
 
@@ -92,7 +92,7 @@ class Batch:
         self._may_tell = False
         """False: no row has a token to tell."""
         self._may_be_silent = False
-        """False: every row has drawn."""
+        """False: no row has its first token still to draw."""
 
     # rows come and go
 
@@ -240,7 +240,7 @@ class Batch:
         """Take the tokens [K, B] of a run."""
         steps, size = tokens.shape
         rows = slice(size)
-        told: Places | int = 0
+        told: NDArray[np.int64] | int = 0
         if self._may_tell:
             told = np.minimum(self.tell_left[rows], steps)
             self.tell_left[rows] -= told

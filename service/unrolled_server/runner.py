@@ -234,6 +234,8 @@ class Runner:
         key = (rows, steps, self._current)
         binding = self._prompt_bindings.get(key)
         if binding is None:
+            if len(self._prompt_bindings) >= MAX_BINDINGS:
+                self._prompt_bindings.clear()
             binding = self._prompt_bindings[key] = self._bound(prompt, rows, {"fed": fed}, {})
         return binding
 

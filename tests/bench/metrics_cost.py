@@ -21,7 +21,7 @@ from bench.subjects import LARGE, load, serving
 
 STREAMS = 64
 TIMES = 4
-"""Rounds as many and as long as of other figures: what is looked for is small."""
+"""Rounds as many, each as many times as long as of other figures: a small thing is looked for."""
 SIDES = ("on", "off")
 FLAGS: Mapping[str, tuple[str, ...]] = {"on": (), "off": ("--metrics-port", "off")}
 SCRAPE_SECONDS = 1.0

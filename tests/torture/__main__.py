@@ -3,7 +3,7 @@
 Before that a store that is Redis stands still under the clients, and is killed and restarted.
 
 Every acknowledged turn has to be there, none applied twice, and every session what the oracles'
-uninterrupted runs are: bit for bit, and within 1e-4 nats PyTorch's. A line for each server; at the
+uninterrupted runs are: bit for bit, and within 1e-4 nats PyTorch's. A line for each; at the
 end how long restarts took. The exit status says whether all was so. What was written stays in the
 output folder until the next run.
 """

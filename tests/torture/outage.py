@@ -34,7 +34,7 @@ class Outage:
 
     absence: Absence
     seconds: float
-    """That the store was gone, from when all had noticed."""
+    """That the store was gone, from when all had noticed; or a second less."""
     refusals: list[float] = field(default_factory=list)
     """Seconds after which turns that began meanwhile were refused."""
     ready_after: float = 0.0
@@ -66,15 +66,17 @@ async def live_through(
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         going_on = [asyncio.create_task(_unavailable(stream.go_on(stubs))) for stream in streams]
-        await under_load.wait()
+        loaded = asyncio.create_task(under_load.wait())
+        done, _ = await asyncio.wait([loaded, *going_on], return_when=asyncio.FIRST_COMPLETED)
+        for early in done - {loaded}:
+            raise AssertionError(f"a turn was refused while there was a store: {early.result()}")
         await asyncio.to_thread(outage.absence.leave)
         await asyncio.gather(*going_on)
         await _readiness(channel, serves=False)
         over = time.perf_counter() + outage.seconds
         await asyncio.gather(*(_ask_in_vain(outage, stream, stubs, over) for stream in streams))
-        request = HealthCheckRequest(service=LIVENESS)
-        alive = await _health(channel).Check(request, timeout=SECONDS)
-        assert alive.status == HealthCheckResponse.SERVING, "the server does not call itself alive"
+        assert not await _serves(channel, ""), "the server calls itself ready without a store"
+        assert await _serves(channel, LIVENESS), "the server does not call itself alive"
         await asyncio.to_thread(outage.absence.come_back)
         returned = time.perf_counter()
         await _readiness(channel, serves=True)
@@ -114,6 +116,12 @@ async def _readiness(channel: grpc.aio.Channel, serves: bool) -> None:
     async for answer in _health(channel).Watch(HealthCheckRequest(), timeout=SECONDS):
         if answer.status == status:
             return
+    raise AssertionError("the server tells no more of its health")
+
+
+async def _serves(channel: grpc.aio.Channel, service: str) -> bool:
+    answer = await _health(channel).Check(HealthCheckRequest(service=service), timeout=SECONDS)
+    return bool(answer.status == HealthCheckResponse.SERVING)
 
 
 def _health(channel: grpc.aio.Channel) -> Any:

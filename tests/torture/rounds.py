@@ -125,6 +125,8 @@ class Torture:
 
         Raises AssertionError, perhaps in a group, where the server is wrong.
         """
+        if not self._absences:
+            return
         with (
             asyncio.Runner() as runner,
             running_server(self._models, *self._flags) as server,
