@@ -45,10 +45,10 @@ serve: .venv/.serve $(MODELS) ## Export the bundled models and serve them on 127
 test: .venv/.test .venv/.programs ## Run all tests
 	pytest $(ARGS)
 
-bench: .venv/.test ## Measure, into .bench/; with FIGURES="served_over ttft" only those
+bench: .venv/.test .venv/.programs ## Measure, into .bench/; with FIGURES="served_over ttft" only those
 	PYTHONPATH=tests python -m bench --output .bench $(ARGS) $(FIGURES)
 
-torture: .venv/.test ## Kill servers under load, 200 times, and check what every restart serves
+torture: .venv/.test .venv/.programs ## Kill servers under load, 200 times, and check what every restart serves
 	PYTHONPATH=tests python -m torture --output .torture $(ARGS)
 
 # `--prepare` writes only the graphs, for a machine that has a device and no onnx.
