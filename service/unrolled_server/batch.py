@@ -31,8 +31,6 @@ KINDS = WATCHED, FILTERS, LOGPROBS, SCORES = range(4)
 """Of rows: its tokens are looked at in every run; top_k, top_p or min_p are used; distributions are
 asked for; a text is scored."""
 
-Places = NDArray[np.intp]
-
 _STEPS = np.arange(WINDOW)[:, None]
 
 
@@ -112,7 +110,7 @@ class Batch:
         self._silent[place] = row.flushed is None and row.draw_left > 0
         wants_logprobs = row.turn.task.logprobs is not None
         self._kinds[place] = row.watched, sampling.filters, wants_logprobs, row.turn.task.scores
-        self._count_kinds()
+        self._note_kinds()
         self._may_tell |= row.tell_left > 0
         self._may_be_silent |= bool(self._silent[place])
         self._marks[place] = NEVER
@@ -133,14 +131,14 @@ class Batch:
             for column in self._columns:
                 column[place] = column[self.size]
         self._count_marks()
-        self._count_kinds()
+        self._note_kinds()
 
     def clear(self) -> None:
         """All rows leave."""
         self.size = self._marked = 0
-        self._count_kinds()
+        self._note_kinds()
 
-    def _count_kinds(self) -> None:
+    def _note_kinds(self) -> None:
         kinds: Iterable[np.bool_] = np.logical_or.reduce(self._kinds[: self.size])
         self._present = [bool(kind) for kind in kinds]
 
