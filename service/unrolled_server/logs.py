@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import math
+import select
 import sys
 import time
-from contextvars import ContextVar
-from typing import Any
+from contextvars import Context, ContextVar
+from typing import Any, TextIO
+
+PIECE = 1000
+"""Characters written at once: whatever they are, a pipe that takes any bytes takes theirs."""
+PATIENCE = 20
+"""Milliseconds that the first line that finds no room waits for some."""
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Names the call that the running task serves; None outside of calls. Every line has it."""
@@ -78,9 +84,72 @@ def log_event(logger: logging.Logger, level: int, event: str, **fields: Any) -> 
     logger.log(level, event, extra={"fields": fields})
 
 
+class LineHandler(logging.Handler):
+    """Writes lines to a stream, and does not wait for whoever reads it, but for a moment.
+
+    A pipe that nobody reads fills up; a server that went on writing to it would stand still. So
+    lines that find no room are dropped, and the next that does is preceded by their number. Lines
+    are written where they are logged: one that was logged before a crash is there.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._dropped = 0
+        self._is_cut = False
+        """The last line has been begun and not ended."""
+        self._poll = _poll(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+            if self._dropped and self._write(self._loss()):
+                self._dropped = 0
+            if self._dropped or not self._write(line):
+                self._dropped += 1
+        except Exception:
+            self.handleError(record)
+
+    def _loss(self) -> str:
+        """The line that says how many were dropped."""
+        facts = {"msg": "log_lines_dropped", "levelname": "WARNING"}
+        record = logging.makeLogRecord({**facts, "fields": {"lines": self._dropped}})
+        # The call that happens to be served has nothing to do with them.
+        return Context().run(self.format, record)
+
+    def _write(self, line: str) -> bool:
+        """Write a line; whether there was room for all of it."""
+        text = "\n" * self._is_cut + line + "\n"
+        for start in range(0, len(text), PIECE):
+            if not self._has_room():
+                self._is_cut |= start > 0
+                return False
+            self._stream.write(text[start : start + PIECE])
+            self._stream.flush()
+        self._is_cut = False
+        return True
+
+    def _has_room(self) -> bool:
+        """Whether a piece can be written without waiting; true as well where writing would fail."""
+        # A reader that is merely busy gets a moment, one that did not come has had it.
+        patience = 0 if self._dropped else PATIENCE
+        return self._poll is None or bool(self._poll.poll(patience))
+
+
+def _poll(stream: TextIO) -> select.poll | None:
+    """Asks whether the stream takes more; None where it is no file of the system's."""
+    try:
+        descriptor = stream.fileno()
+    except OSError:
+        return None
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return poll
+
+
 def set_up_logs(level: str, log_format: str) -> None:
     """Send everything at `level` and above to standard error, as "text" (logfmt) or "json"."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(_FORMATTERS[log_format]())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     # Libraries speak up from warnings on; their debugging is not about this server.

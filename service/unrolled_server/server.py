@@ -44,7 +44,7 @@ from unrolled_server.session_stores import close_sessions, follow_expiry, open_s
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.stats import EngineStats, Tally, Unasked
 from unrolled_server.stopping import StopSignals
-from unrolled_server.turn_times import slow_turns
+from unrolled_server.turn_times import SlowTurns, TurnWatcher
 from unrolled_server.turns import TurnLimits, Turns
 from unrolled_server.vocabulary import Vocabulary
 
@@ -195,7 +195,7 @@ def _turns(config: Config, models: Models, sessions: SessionKeeper, tracer: Trac
     limits = TurnLimits(
         config.max_tokens, config.max_prompt_bytes, config.max_rows + config.max_waiting
     )
-    watchers = [slow_turns(config.slow_turn)] if config.slow_turn else []
+    watchers: list[TurnWatcher] = [SlowTurns(config.slow_turn)] if config.slow_turn else []
     if tracer is not None:
         watchers.append(tracer.turn)
     return Turns(models, sessions, limits, PrefixCache(config.prefix_cache_bytes), watchers)

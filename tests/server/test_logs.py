@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import contextvars
+import fcntl
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.calls import SECONDS, connected
+from support.models import Repository
+from support.server import running_server
+from unrolled.v1.model_pb2 import ListModelsRequest
 from unrolled_server.logs import (
     JsonFormatter,
+    LineHandler,
     LogfmtFormatter,
     log_event,
     request_id,
@@ -235,3 +243,74 @@ def test_a_line_within_a_call_names_it() -> None:
     assert context.run(line_of, "told", a=1) == "level=info event=told request_id=call-1 a=1"
     assert context.run(json_of, "told", a=1)["request_id"] == "call-1"
     assert line_of("told", a=1) == "level=info event=told a=1"
+
+
+PIPE_BYTES = 16384
+"""As few as leave room for two lines of any length that is logged often."""
+
+
+@contextmanager
+def small_pipe() -> Iterator[tuple[logging.Logger, int]]:
+    """A logger that writes to a pipe, and the end that nobody reads yet."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    logger = logging.Logger("unrolled_server.test")
+    with open(writer, "w", encoding="utf-8") as stream:
+        handler = LineHandler(stream)
+        handler.setFormatter(LogfmtFormatter())
+        logger.addHandler(handler)
+        yield logger, reader
+    os.close(reader)
+
+
+def all_lines(reader: int) -> list[dict[str, str]]:
+    """What is in the pipe; a line that was cut is left out."""
+    text = b""
+    try:
+        while more := os.read(reader, 1 << 16):
+            text += more
+    except BlockingIOError:
+        pass
+    lines = text.decode().splitlines(keepends=True)
+    return [read(line[:-1]) for line in lines if line.startswith("time=") and line[-1] == "\n"]
+
+
+@given(
+    sizes=st.lists(st.lists(st.integers(0, 20_000), max_size=20), max_size=5),
+    letter=st.sampled_from("aé語"),
+)
+@example(sizes=[[9000, 9000, 0], [0], [20_000, 0, 0], [0]], letter="a")
+@patient
+def test_a_log_that_nobody_reads_loses_lines_and_says_how_many(
+    sizes: list[list[int]], letter: str
+) -> None:
+    logged, seen, lost = 0, [], 0
+    with small_pipe() as (logger, reader):
+        for some in [*sizes, [0], [0]]:
+            for size in some:
+                log_event(logger, logging.INFO, "told", number=logged, text=letter * size)
+                logged += 1
+            lines = all_lines(reader)
+            lost += sum(int(line["lines"]) for line in lines if line["event"] != "told")
+            seen += [int(line["number"]) for line in lines if line["event"] == "told"]
+            assert all(
+                line["text"] == letter * len(line["text"]) for line in lines if "text" in line
+            )
+    assert seen == sorted(seen)
+    assert len(seen) + lost == logged
+    assert seen[-1:] == [logged - 1]
+
+
+def test_a_server_goes_on_while_nobody_reads_its_log(repository: Repository) -> None:
+    with (
+        running_server(repository.path, "--log-level", "debug") as server,
+        connected(server.address) as stubs,
+    ):
+        # Far more lines than a pipe holds.
+        for _ in range(1000):
+            stubs.models.ListModels(ListModelsRequest(), timeout=SECONDS)
+        server.follow_log()
+        stubs.models.ListModels(ListModelsRequest(), timeout=SECONDS)
+        server.process.terminate()
+        assert server.process.wait(SECONDS) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from support.models import Repository
 from support.server import running_server
 from support.stored import serving
 from unrolled.v1.completion_pb2 import CompleteRequest
+from unrolled_server.turn_times import MAX_LINES, SlowTurns, TurnTimes
 
 LONG_PROMPT = CompleteRequest(model="lstm", prompt="a" * 20_000, max_tokens=3)
 
@@ -66,3 +68,23 @@ def test_a_turn_that_fails_by_the_server_s_fault_is_named(
     assert (line["request_id"], line["event"], line["level"]) == ("call-2", "call", "warning")
     assert (line["code"], line["reason"]) == ("UNAVAILABLE", "STORE_UNAVAILABLE")
     assert line["method"] == "unrolled.v1.CompletionService/Complete"
+
+
+def test_lines_are_few_however_many_turns_are_slow(caplog: pytest.LogCaptureFixture) -> None:
+    watch = SlowTurns(1.0)
+    with caplog.at_level(logging.WARNING, "unrolled_server"):
+        for number in range(250):
+            # A hundred turns end in a second, and each fifth is fast.
+            over = number / 100
+            first = over - (1.5 if number % 5 == 0 else 0.5)
+            watch(TurnTimes("lstm/1", 1, 1, 1, over - 2, over - 2, first, over, over))
+    said = [vars(record)["fields"] for record in caplog.records]
+    assert len(said) == 3 * MAX_LINES
+    slow_in_a_second = 80
+    unlogged = {
+        number: fields["unlogged"] for number, fields in enumerate(said) if "unlogged" in fields
+    }
+    assert unlogged == {
+        MAX_LINES: slow_in_a_second - MAX_LINES,
+        2 * MAX_LINES: slow_in_a_second - MAX_LINES,
+    }

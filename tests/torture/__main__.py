@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="make torture", description=__doc__, formatter_class=_Formatter
     )
     parser.add_argument("--output", type=Path, required=True, help="folder, made anew")
-    parser.add_argument("--rounds", type=int, default=200, help="servers that are killed")
+    parser.add_argument("--rounds", type=_rounds, default=200, help="servers that are killed")
     parser.add_argument(
         "--outage", type=float, default=30.0, help="seconds for which Redis is gone"
     )
@@ -102,6 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=1, help="of when servers are killed")
     return parser
+
+
+def _rounds(text: str) -> int:
+    """At least one server is killed."""
+    rounds = int(text)
+    if rounds < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return rounds
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
