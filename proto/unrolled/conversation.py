@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 from collections.abc import Iterator
+from datetime import timedelta
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Self, Unpack
@@ -48,13 +49,17 @@ class Conversation:
         *,
         session: str | None = None,
         seed: int | None = None,
+        idle_ttl: float | timedelta | None = None,
+        max_age: float | timedelta | None = None,
         undo: bool = False,
     ) -> str:
         """A new session of `model`, or the existing `session`; answered by `opened`.
 
-        `undo` keeps where a new session stood before its last turn, for `rewind`.
+        Of a new one: `idle_ttl`, seconds without use after which it ends; `max_age`, seconds after
+        which it ends however it is used; `undo`, keep where it stood before its last turn, for
+        `rewind`.
         """
-        return self._send(requests.open_command(model, session, seed, undo))
+        return self._send(requests.open_command(model, session, seed, idle_ttl, max_age, undo))
 
     def feed(
         self, text: Prompt, *, expected_position: int | None = None, request_id: str | None = None
@@ -147,13 +152,19 @@ class AsyncConversation:
         *,
         session: str | None = None,
         seed: int | None = None,
+        idle_ttl: float | timedelta | None = None,
+        max_age: float | timedelta | None = None,
         undo: bool = False,
     ) -> str:
         """A new session of `model`, or the existing `session`; answered by `opened`.
 
-        `undo` keeps where a new session stood before its last turn, for `rewind`.
+        Of a new one: `idle_ttl`, seconds without use after which it ends; `max_age`, seconds after
+        which it ends however it is used; `undo`, keep where it stood before its last turn, for
+        `rewind`.
         """
-        return await self._send(requests.open_command(model, session, seed, undo))
+        return await self._send(
+            requests.open_command(model, session, seed, idle_ttl, max_age, undo)
+        )
 
     async def feed(
         self, text: Prompt, *, expected_position: int | None = None, request_id: str | None = None

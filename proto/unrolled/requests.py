@@ -133,9 +133,21 @@ def delete_checkpoint(name: str, checkpoint: str) -> DeleteCheckpointRequest:
 
 
 def open_command(
-    model: str | None, session: str | None, seed: int | None, undo: bool
+    model: str | None,
+    session: str | None,
+    seed: int | None,
+    idle_ttl: float | timedelta | None,
+    max_age: float | timedelta | None,
+    undo: bool,
 ) -> ConverseRequest:
-    opening = ConverseRequest.Open(model=model, session=session, seed=seed, undo=undo)
+    opening = ConverseRequest.Open(
+        model=model,
+        session=session,
+        seed=seed,
+        idle_ttl=_duration(idle_ttl),
+        max_age=_duration(max_age),
+        undo=undo,
+    )
     return ConverseRequest(open=opening)
 
 

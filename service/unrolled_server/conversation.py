@@ -29,6 +29,8 @@ from unrolled_server.wire import (
     delta_message,
     expected_position,
     feed_turn,
+    idle_ttl,
+    max_age,
     outcome_message,
     rewind_target,
     session_message,
@@ -50,6 +52,17 @@ def fields_of(command: str | None) -> Iterator[None]:
     except FieldError as error:
         error.put_inside(command or "command")
         raise
+
+
+def _check_existing(opening: Request.Open) -> None:
+    """Refuse what is decided when a session is made. Raises InvalidField."""
+    if opening.HasField("seed"):
+        raise InvalidField("seed", "an existing session keeps its seed")
+    if opening.undo:
+        raise InvalidField("undo", "is for a new session: an existing one stays as made")
+    for field in ("idle_ttl", "max_age"):
+        if opening.HasField(field):
+            raise InvalidField(field, "is for a new session: an existing one keeps its own")
 
 
 class Command:
@@ -182,19 +195,18 @@ class Conversation:
             await self._rewind(command, session)
 
     async def _open(self, command: Command) -> None:
-        opening = command.message.open
+        opening, sessions = command.message.open, self._turns.sessions
         if bool(opening.model) == bool(opening.session):
             raise InvalidField("model", "either a model or a session is needed")
-        seed = opening.seed if opening.HasField("seed") else None
         if opening.session:
-            if seed is not None:
-                raise InvalidField("seed", "an existing session keeps its seed")
-            if opening.undo:
-                raise InvalidField("undo", "is for a new session: an existing one stays as made")
-            self._session = await self._turns.sessions.load(opening.session)
+            _check_existing(opening)
+            self._session = await sessions.load(opening.session)
         else:
             model = self._turns.models.model(opening.model)
-            self._session = await self._turns.sessions.create(model, seed, undo=opening.undo)
+            seed = opening.seed if opening.HasField("seed") else None
+            self._session = await sessions.create(
+                model, seed, idle_ttl(opening), undo=opening.undo, max_age=max_age(opening)
+            )
         await self._event(command, opened=session_message(self._session.view))
 
     async def _complete(self, command: Command, request: TurnRequest) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeAlias
 
 from google.protobuf import duration_pb2, timestamp_pb2
 from unrolled.v1 import completion_pb2, session_pb2
@@ -244,9 +245,15 @@ def _checkpoint_id(text: str) -> str:
     return text
 
 
-def idle_ttl(
-    message: session_pb2.CreateSessionRequest | session_pb2.ImportSessionRequest,
-) -> float | None:
+NewSession: TypeAlias = (
+    session_pb2.CreateSessionRequest
+    | session_pb2.ImportSessionRequest
+    | completion_pb2.ConverseRequest.Open
+)
+"""Asks for one, with a life of its own."""
+
+
+def idle_ttl(message: NewSession) -> float | None:
     """Seconds of idle time after which the session ends; None: the server's default.
 
     Raises InvalidField.
@@ -254,9 +261,7 @@ def idle_ttl(
     return _lifetime("idle_ttl", message.idle_ttl) if message.HasField("idle_ttl") else None
 
 
-def max_age(
-    message: session_pb2.CreateSessionRequest | session_pb2.ImportSessionRequest,
-) -> float | None:
+def max_age(message: NewSession) -> float | None:
     """Seconds after which the session ends however it is used; None: the server's default.
 
     Raises InvalidField.

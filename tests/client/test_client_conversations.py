@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import grpc
 import pytest
 from client.fake_service import FakeService, failure
+from google.protobuf.duration_pb2 import Duration
 from unrolled import (
     AsyncClient,
     Cancelled,
@@ -20,7 +22,12 @@ from unrolled.v1.completion_pb2 import CompleteRequest, ConverseRequest
 BUSY = failure(grpc.StatusCode.ABORTED, "busy", "SESSION_BUSY")
 
 COMMANDS = [
-    ConverseRequest(command_id="1", open=ConverseRequest.Open(model="tiny", seed=0)),
+    ConverseRequest(
+        command_id="1",
+        open=ConverseRequest.Open(
+            model="tiny", seed=0, idle_ttl=Duration(seconds=90), max_age=Duration(seconds=3600)
+        ),
+    ),
     ConverseRequest(
         command_id="2",
         feed=ConverseRequest.Feed(text="ab", expected_position=0, request_id="first"),
@@ -45,7 +52,7 @@ EVENTS = [
 def test_commands_and_their_events(fake: FakeService, client: Client) -> None:
     with client.converse() as conversation:
         ids = [
-            conversation.open("tiny", seed=0),
+            conversation.open("tiny", seed=0, idle_ttl=90, max_age=timedelta(hours=1)),
             conversation.feed("ab", expected_position=0, request_id="first"),
             conversation.complete("c", max_tokens=5),
             conversation.score("de", logprobs=0, request_id="last"),
@@ -64,7 +71,7 @@ async def test_asyncio_commands_and_their_events(
     fake: FakeService, async_client: AsyncClient
 ) -> None:
     async with async_client.converse() as conversation:
-        await conversation.open("tiny", seed=0)
+        await conversation.open("tiny", seed=0, idle_ttl=90, max_age=timedelta(hours=1))
         await conversation.feed("ab", expected_position=0, request_id="first")
         await conversation.complete("c", max_tokens=5)
         await conversation.score("de", logprobs=0, request_id="last")

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from support.calls import SECONDS, Refusal, Stubs, connected, refusal_of_status, refused
 from support.lone import LoneSession
@@ -50,7 +51,8 @@ SEED = 23
 @pytest.fixture(scope="module")
 def server(repository: Repository) -> Iterator[RunningServer]:
     """A server for endless completions; in the end its log must not hold an error."""
-    with running_server(repository.path, "--max-tokens", str(ENDLESS)) as running:
+    flags = ("--max-tokens", str(ENDLESS), "--slow-turn", "0")
+    with running_server(repository.path, *flags) as running:
         yield running
         _, log = running.terminate()
     assert [line for line in log.splitlines() if "level=info" not in line] == []
@@ -202,6 +204,23 @@ def test_open_without_a_seed_draws_one(stubs: Stubs) -> None:
     opening_ = command("o", open=Open(model="lstm"))
     seeds = {converse(stubs, opening_)[0].opened.seed for _ in range(4)}
     assert len(seeds) == 4
+
+
+def test_open_gives_a_new_session_its_life(stubs: Stubs) -> None:
+    life = Open(model="lstm", idle_ttl=Duration(seconds=60), max_age=Duration(seconds=90))
+    opened = converse(stubs, command("o", open=life))[0].opened
+    idle = opened.expire_time.ToNanoseconds() - opened.use_time.ToNanoseconds()
+    age = opened.end_time.ToNanoseconds() - opened.create_time.ToNanoseconds()
+    # The server counts in float64 seconds since the epoch.
+    assert (idle, age) == pytest.approx((60e9, 90e9), abs=1e3)
+
+
+@pytest.mark.parametrize("field", ["idle_ttl", "max_age"])
+@pytest.mark.parametrize("seconds", [0, -1, 3650 * 86400 + 1])
+def test_open_refuses_a_life_that_is_none(stubs: Stubs, field: str, seconds: int) -> None:
+    life: dict[str, Any] = {field: Duration(seconds=seconds)}
+    (event,) = converse(stubs, command("o", open=Open(model="lstm", **life)))
+    assert refusal_of_status(event.error).fields == [f"open.{field}"]
 
 
 def test_open_continues_a_session(stubs: Stubs, lone: LoneSession) -> None:

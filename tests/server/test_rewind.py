@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -338,10 +339,14 @@ def test_a_conversation_goes_back(repository: Repository, stubs: Stubs) -> None:
     assert errors[1].fields == ["checkpoint.checkpoint"]
 
 
-def test_an_open_session_stays_as_it_was_made(stubs: Stubs) -> None:
-    opening = ConverseRequest.Open(session=create(stubs), undo=True)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("undo", True), ("idle_ttl", Duration(seconds=9)), ("max_age", Duration(seconds=9))],
+)
+def test_an_open_session_stays_as_it_was_made(stubs: Stubs, field: str, value: Any) -> None:
+    opening = ConverseRequest.Open(session=create(stubs), **{field: value})
     (event,) = conversed(stubs, ConverseRequest(open=opening))
-    assert refusal_of_status(event.error).fields == ["open.undo"]
+    assert refusal_of_status(event.error).fields == [f"open.{field}"]
 
 
 # With a store

@@ -12,59 +12,60 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from unrolled.v1 import session_pb2 as unrolled_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cunrolled/v1/completion.proto\x12\x0bunrolled.v1\x1a\x17google/rpc/status.proto\x1a\x19unrolled/v1/session.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xc0\x03\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12.\n\rprompt_tokens\x18\x04 \x01(\x0b\x32\x15.unrolled.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\t \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\x07\x88\x01\x01\x12\x1e\n\x11\x65xpected_position\x18\r \x01(\x03H\x08\x88\x01\x01\x12\x12\n\nrequest_id\x18\x0e \x01(\tB\x07\n\x05inputB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x0b\n\t_logprobsB\x14\n\x12_expected_position\"\x87\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.unrolled.v1.TokenLogprob\x12%\n\x07outcome\x18\x04 \x01(\x0b\x32\x14.unrolled.v1.Outcome\"f\n\rCompleteEvent\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.unrolled.v1.DeltaH\x00\x12\'\n\x07outcome\x18\x02 \x01(\x0b\x32\x14.unrolled.v1.OutcomeH\x00\x42\x07\n\x05\x65vent\"U\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.unrolled.v1.TokenLogprob\"\xf3\x01\n\x07Outcome\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.unrolled.v1.FinishReason\x12\x14\n\x0cmatched_stop\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.unrolled.v1.Usage\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12+\n\ndurability\x18\x08 \x01(\x0e\x32\x17.unrolled.v1.Durability\x12\x10\n\x08replayed\x18\t \x01(\x08\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_tokens\x18\x03 \x01(\x03\"\xc6\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x32\n\x03top\x18\x04 \x03(\x0b\x32%.unrolled.v1.TokenLogprob.Alternative\x1a?\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x42\n\n\x08_logprob\"\x94\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\x06tokens\x18\x04 \x01(\x0b\x32\x15.unrolled.v1.TokenIdsH\x00\x12\x15\n\x08logprobs\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0b\n\t_logprobs\"`\n\rScoreResponse\x12)\n\x06tokens\x18\x01 \x03(\x0b\x32\x19.unrolled.v1.TokenLogprob\x12\x15\n\rtotal_logprob\x18\x02 \x01(\x01\x12\r\n\x05model\x18\x03 \x01(\t\"\xe4\x06\n\x0f\x43onverseRequest\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x31\n\x04open\x18\x02 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.OpenH\x00\x12\x31\n\x04\x66\x65\x65\x64\x18\x03 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.FeedH\x00\x12\x30\n\x08\x63omplete\x18\x04 \x01(\x0b\x32\x1c.unrolled.v1.CompleteRequestH\x00\x12\x32\n\x05score\x18\x05 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.FeedH\x00\x12\x31\n\x04stop\x18\x06 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.StopH\x00\x12=\n\ncheckpoint\x18\x07 \x01(\x0b\x32\'.unrolled.v1.ConverseRequest.CheckpointH\x00\x12\x35\n\x06rewind\x18\x08 \x01(\x0b\x32#.unrolled.v1.ConverseRequest.RewindH\x00\x1aP\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04undo\x18\x04 \x01(\x08\x42\x07\n\x05_seed\x1a\xb6\x01\n\x04\x46\x65\x65\x64\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x15.unrolled.v1.TokenIdsH\x00\x12\x15\n\x08logprobs\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x1e\n\x11\x65xpected_position\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05inputB\x0b\n\t_logprobsB\x14\n\x12_expected_position\x1a\x06\n\x04Stop\x1aV\n\nCheckpoint\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x1e\n\x11\x65xpected_position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_position\x1aR\n\x06Rewind\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x1e\n\x11\x65xpected_position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_positionB\t\n\x07\x63ommand\"\xd2\x03\n\x10\x43onverseResponse\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12&\n\x06opened\x18\x02 \x01(\x0b\x32\x14.unrolled.v1.SessionH\x00\x12#\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x12.unrolled.v1.DeltaH\x00\x12+\n\x05score\x18\x04 \x01(\x0b\x32\x1a.unrolled.v1.ScoreResponseH\x00\x12\'\n\x07outcome\x18\x05 \x01(\x0b\x32\x14.unrolled.v1.OutcomeH\x00\x12#\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12>\n\x0c\x63heckpointed\x18\x07 \x01(\x0b\x32&.unrolled.v1.ConverseResponse.StandingH\x00\x12\x39\n\x07rewound\x18\x08 \x01(\x0b\x32&.unrolled.v1.ConverseResponse.StandingH\x00\x1a^\n\x08Standing\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\x12+\n\ndurability\x18\x02 \x01(\x0e\x32\x17.unrolled.v1.DurabilityB\x07\n\x05\x65vent*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x15\n\x11\x46INISH_REASON_END\x10\x03\x12\x19\n\x15\x46INISH_REASON_STOPPED\x10\x04*\x8e\x01\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x01\x12\x1c\n\x18\x44URABILITY_PROCESS_CRASH\x10\x02\x12\x14\n\x10\x44URABILITY_FSYNC\x10\x03\x12\x19\n\x15\x44URABILITY_REPLICATED\x10\x04\x32\xb7\x02\n\x11\x43ompletionService\x12G\n\x08\x43omplete\x12\x1c.unrolled.v1.CompleteRequest\x1a\x1d.unrolled.v1.CompleteResponse\x12L\n\x0eStreamComplete\x12\x1c.unrolled.v1.CompleteRequest\x1a\x1a.unrolled.v1.CompleteEvent0\x01\x12K\n\x08\x43onverse\x12\x1c.unrolled.v1.ConverseRequest\x1a\x1d.unrolled.v1.ConverseResponse(\x01\x30\x01\x12>\n\x05Score\x12\x19.unrolled.v1.ScoreRequest\x1a\x1a.unrolled.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cunrolled/v1/completion.proto\x12\x0bunrolled.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17google/rpc/status.proto\x1a\x19unrolled/v1/session.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\xc0\x03\n\x0f\x43ompleteRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12.\n\rprompt_tokens\x18\x04 \x01(\x0b\x32\x15.unrolled.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\t \x01(\x02H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x15\n\x08logprobs\x18\x0c \x01(\x05H\x07\x88\x01\x01\x12\x1e\n\x11\x65xpected_position\x18\r \x01(\x03H\x08\x88\x01\x01\x12\x12\n\nrequest_id\x18\x0e \x01(\tB\x07\n\x05inputB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x0b\n\t_logprobsB\x14\n\x12_expected_position\"\x87\x01\n\x10\x43ompleteResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.unrolled.v1.TokenLogprob\x12%\n\x07outcome\x18\x04 \x01(\x0b\x32\x14.unrolled.v1.Outcome\"f\n\rCompleteEvent\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.unrolled.v1.DeltaH\x00\x12\'\n\x07outcome\x18\x02 \x01(\x0b\x32\x14.unrolled.v1.OutcomeH\x00\x42\x07\n\x05\x65vent\"U\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12+\n\x08logprobs\x18\x03 \x03(\x0b\x32\x19.unrolled.v1.TokenLogprob\"\xf3\x01\n\x07Outcome\x12\x30\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x19.unrolled.v1.FinishReason\x12\x14\n\x0cmatched_stop\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.unrolled.v1.Usage\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12+\n\ndurability\x18\x08 \x01(\x0e\x32\x17.unrolled.v1.Durability\x12\x10\n\x08replayed\x18\t \x01(\x08\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x03\x12\x15\n\rcached_tokens\x18\x03 \x01(\x03\"\xc6\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x14\n\x07logprob\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x32\n\x03top\x18\x04 \x03(\x0b\x32%.unrolled.v1.TokenLogprob.Alternative\x1a?\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\x42\n\n\x08_logprob\"\x94\x01\n\x0cScoreRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12\'\n\x06tokens\x18\x04 \x01(\x0b\x32\x15.unrolled.v1.TokenIdsH\x00\x12\x15\n\x08logprobs\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0b\n\t_logprobs\"`\n\rScoreResponse\x12)\n\x06tokens\x18\x01 \x03(\x0b\x32\x19.unrolled.v1.TokenLogprob\x12\x15\n\rtotal_logprob\x18\x02 \x01(\x01\x12\r\n\x05model\x18\x03 \x01(\t\"\xbe\x07\n\x0f\x43onverseRequest\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x31\n\x04open\x18\x02 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.OpenH\x00\x12\x31\n\x04\x66\x65\x65\x64\x18\x03 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.FeedH\x00\x12\x30\n\x08\x63omplete\x18\x04 \x01(\x0b\x32\x1c.unrolled.v1.CompleteRequestH\x00\x12\x32\n\x05score\x18\x05 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.FeedH\x00\x12\x31\n\x04stop\x18\x06 \x01(\x0b\x32!.unrolled.v1.ConverseRequest.StopH\x00\x12=\n\ncheckpoint\x18\x07 \x01(\x0b\x32\'.unrolled.v1.ConverseRequest.CheckpointH\x00\x12\x35\n\x06rewind\x18\x08 \x01(\x0b\x32#.unrolled.v1.ConverseRequest.RewindH\x00\x1a\xa9\x01\n\x04Open\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12\x11\n\x04seed\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04undo\x18\x04 \x01(\x08\x12+\n\x08idle_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07max_age\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationB\x07\n\x05_seed\x1a\xb6\x01\n\x04\x46\x65\x65\x64\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\'\n\x06tokens\x18\x02 \x01(\x0b\x32\x15.unrolled.v1.TokenIdsH\x00\x12\x15\n\x08logprobs\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x1e\n\x11\x65xpected_position\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x07\n\x05inputB\x0b\n\t_logprobsB\x14\n\x12_expected_position\x1a\x06\n\x04Stop\x1aV\n\nCheckpoint\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x1e\n\x11\x65xpected_position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_position\x1aR\n\x06Rewind\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x1e\n\x11\x65xpected_position\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\x14\n\x12_expected_positionB\t\n\x07\x63ommand\"\xd2\x03\n\x10\x43onverseResponse\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12&\n\x06opened\x18\x02 \x01(\x0b\x32\x14.unrolled.v1.SessionH\x00\x12#\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x12.unrolled.v1.DeltaH\x00\x12+\n\x05score\x18\x04 \x01(\x0b\x32\x1a.unrolled.v1.ScoreResponseH\x00\x12\'\n\x07outcome\x18\x05 \x01(\x0b\x32\x14.unrolled.v1.OutcomeH\x00\x12#\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12>\n\x0c\x63heckpointed\x18\x07 \x01(\x0b\x32&.unrolled.v1.ConverseResponse.StandingH\x00\x12\x39\n\x07rewound\x18\x08 \x01(\x0b\x32&.unrolled.v1.ConverseResponse.StandingH\x00\x1a^\n\x08Standing\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.unrolled.v1.Session\x12+\n\ndurability\x18\x02 \x01(\x0e\x32\x17.unrolled.v1.DurabilityB\x07\n\x05\x65vent*\x91\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x15\n\x11\x46INISH_REASON_END\x10\x03\x12\x19\n\x15\x46INISH_REASON_STOPPED\x10\x04*\x8e\x01\n\nDurability\x12\x1a\n\x16\x44URABILITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44URABILITY_MEMORY\x10\x01\x12\x1c\n\x18\x44URABILITY_PROCESS_CRASH\x10\x02\x12\x14\n\x10\x44URABILITY_FSYNC\x10\x03\x12\x19\n\x15\x44URABILITY_REPLICATED\x10\x04\x32\xb7\x02\n\x11\x43ompletionService\x12G\n\x08\x43omplete\x12\x1c.unrolled.v1.CompleteRequest\x1a\x1d.unrolled.v1.CompleteResponse\x12L\n\x0eStreamComplete\x12\x1c.unrolled.v1.CompleteRequest\x1a\x1a.unrolled.v1.CompleteEvent0\x01\x12K\n\x08\x43onverse\x12\x1c.unrolled.v1.ConverseRequest\x1a\x1d.unrolled.v1.ConverseResponse(\x01\x30\x01\x12>\n\x05Score\x12\x19.unrolled.v1.ScoreRequest\x1a\x1a.unrolled.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'unrolled.v1.completion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=3021
-  _globals['_FINISHREASON']._serialized_end=3166
-  _globals['_DURABILITY']._serialized_start=3169
-  _globals['_DURABILITY']._serialized_end=3311
-  _globals['_TOKENIDS']._serialized_start=97
-  _globals['_TOKENIDS']._serialized_end=120
-  _globals['_COMPLETEREQUEST']._serialized_start=123
-  _globals['_COMPLETEREQUEST']._serialized_end=571
-  _globals['_COMPLETERESPONSE']._serialized_start=574
-  _globals['_COMPLETERESPONSE']._serialized_end=709
-  _globals['_COMPLETEEVENT']._serialized_start=711
-  _globals['_COMPLETEEVENT']._serialized_end=813
-  _globals['_DELTA']._serialized_start=815
-  _globals['_DELTA']._serialized_end=900
-  _globals['_OUTCOME']._serialized_start=903
-  _globals['_OUTCOME']._serialized_end=1146
-  _globals['_USAGE']._serialized_start=1148
-  _globals['_USAGE']._serialized_end=1228
-  _globals['_TOKENLOGPROB']._serialized_start=1231
-  _globals['_TOKENLOGPROB']._serialized_end=1429
-  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_start=1354
-  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_end=1417
-  _globals['_SCOREREQUEST']._serialized_start=1432
-  _globals['_SCOREREQUEST']._serialized_end=1580
-  _globals['_SCORERESPONSE']._serialized_start=1582
-  _globals['_SCORERESPONSE']._serialized_end=1678
-  _globals['_CONVERSEREQUEST']._serialized_start=1681
-  _globals['_CONVERSEREQUEST']._serialized_end=2549
-  _globals['_CONVERSEREQUEST_OPEN']._serialized_start=2093
-  _globals['_CONVERSEREQUEST_OPEN']._serialized_end=2173
-  _globals['_CONVERSEREQUEST_FEED']._serialized_start=2176
-  _globals['_CONVERSEREQUEST_FEED']._serialized_end=2358
-  _globals['_CONVERSEREQUEST_STOP']._serialized_start=2360
-  _globals['_CONVERSEREQUEST_STOP']._serialized_end=2366
-  _globals['_CONVERSEREQUEST_CHECKPOINT']._serialized_start=2368
-  _globals['_CONVERSEREQUEST_CHECKPOINT']._serialized_end=2454
-  _globals['_CONVERSEREQUEST_REWIND']._serialized_start=2456
-  _globals['_CONVERSEREQUEST_REWIND']._serialized_end=2538
-  _globals['_CONVERSERESPONSE']._serialized_start=2552
-  _globals['_CONVERSERESPONSE']._serialized_end=3018
-  _globals['_CONVERSERESPONSE_STANDING']._serialized_start=2915
-  _globals['_CONVERSERESPONSE_STANDING']._serialized_end=3009
-  _globals['_COMPLETIONSERVICE']._serialized_start=3314
-  _globals['_COMPLETIONSERVICE']._serialized_end=3625
+  _globals['_FINISHREASON']._serialized_start=3143
+  _globals['_FINISHREASON']._serialized_end=3288
+  _globals['_DURABILITY']._serialized_start=3291
+  _globals['_DURABILITY']._serialized_end=3433
+  _globals['_TOKENIDS']._serialized_start=129
+  _globals['_TOKENIDS']._serialized_end=152
+  _globals['_COMPLETEREQUEST']._serialized_start=155
+  _globals['_COMPLETEREQUEST']._serialized_end=603
+  _globals['_COMPLETERESPONSE']._serialized_start=606
+  _globals['_COMPLETERESPONSE']._serialized_end=741
+  _globals['_COMPLETEEVENT']._serialized_start=743
+  _globals['_COMPLETEEVENT']._serialized_end=845
+  _globals['_DELTA']._serialized_start=847
+  _globals['_DELTA']._serialized_end=932
+  _globals['_OUTCOME']._serialized_start=935
+  _globals['_OUTCOME']._serialized_end=1178
+  _globals['_USAGE']._serialized_start=1180
+  _globals['_USAGE']._serialized_end=1260
+  _globals['_TOKENLOGPROB']._serialized_start=1263
+  _globals['_TOKENLOGPROB']._serialized_end=1461
+  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_start=1386
+  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_end=1449
+  _globals['_SCOREREQUEST']._serialized_start=1464
+  _globals['_SCOREREQUEST']._serialized_end=1612
+  _globals['_SCORERESPONSE']._serialized_start=1614
+  _globals['_SCORERESPONSE']._serialized_end=1710
+  _globals['_CONVERSEREQUEST']._serialized_start=1713
+  _globals['_CONVERSEREQUEST']._serialized_end=2671
+  _globals['_CONVERSEREQUEST_OPEN']._serialized_start=2126
+  _globals['_CONVERSEREQUEST_OPEN']._serialized_end=2295
+  _globals['_CONVERSEREQUEST_FEED']._serialized_start=2298
+  _globals['_CONVERSEREQUEST_FEED']._serialized_end=2480
+  _globals['_CONVERSEREQUEST_STOP']._serialized_start=2482
+  _globals['_CONVERSEREQUEST_STOP']._serialized_end=2488
+  _globals['_CONVERSEREQUEST_CHECKPOINT']._serialized_start=2490
+  _globals['_CONVERSEREQUEST_CHECKPOINT']._serialized_end=2576
+  _globals['_CONVERSEREQUEST_REWIND']._serialized_start=2578
+  _globals['_CONVERSEREQUEST_REWIND']._serialized_end=2660
+  _globals['_CONVERSERESPONSE']._serialized_start=2674
+  _globals['_CONVERSERESPONSE']._serialized_end=3140
+  _globals['_CONVERSERESPONSE_STANDING']._serialized_start=3037
+  _globals['_CONVERSERESPONSE_STANDING']._serialized_end=3131
+  _globals['_COMPLETIONSERVICE']._serialized_start=3436
+  _globals['_COMPLETIONSERVICE']._serialized_end=3747
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.rpc import status_pb2 as _status_pb2
 from unrolled.v1 import session_pb2 as _session_pb2
 from google.protobuf.internal import containers as _containers
@@ -182,16 +183,20 @@ class ScoreResponse(_message.Message):
 class ConverseRequest(_message.Message):
     __slots__ = ("command_id", "open", "feed", "complete", "score", "stop", "checkpoint", "rewind")
     class Open(_message.Message):
-        __slots__ = ("model", "session", "seed", "undo")
+        __slots__ = ("model", "session", "seed", "undo", "idle_ttl", "max_age")
         MODEL_FIELD_NUMBER: _ClassVar[int]
         SESSION_FIELD_NUMBER: _ClassVar[int]
         SEED_FIELD_NUMBER: _ClassVar[int]
         UNDO_FIELD_NUMBER: _ClassVar[int]
+        IDLE_TTL_FIELD_NUMBER: _ClassVar[int]
+        MAX_AGE_FIELD_NUMBER: _ClassVar[int]
         model: str
         session: str
         seed: int
         undo: bool
-        def __init__(self, model: _Optional[str] = ..., session: _Optional[str] = ..., seed: _Optional[int] = ..., undo: bool = ...) -> None: ...
+        idle_ttl: _duration_pb2.Duration
+        max_age: _duration_pb2.Duration
+        def __init__(self, model: _Optional[str] = ..., session: _Optional[str] = ..., seed: _Optional[int] = ..., undo: bool = ..., idle_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_age: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
     class Feed(_message.Message):
         __slots__ = ("text", "tokens", "logprobs", "expected_position", "request_id")
         TEXT_FIELD_NUMBER: _ClassVar[int]
