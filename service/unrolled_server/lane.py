@@ -12,19 +12,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
 
 from unrolled_server.batch import WINDOW, Batch
+from unrolled_server.delivery import Delivery, Outbox
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
 from unrolled_server.running import AnyRunner
 from unrolled_server.scheduler import Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import Turn
-from unrolled_server.types import MAX_STEPS, Delta, Ending, Floats, Prefix, Tokens
+from unrolled_server.types import MAX_STEPS, Floats, Prefix, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -32,25 +32,9 @@ logger = logging.getLogger(__name__)
 LEAST_TOLD = 4
 """Steps of a run that only tells, at least."""
 
-Message = tuple[Turn, Delta | Ending | Exception | Prefix]
-
 
 class EngineFailure(Exception):
     """A run failed; the turn it was part of is lost, what it started from is not."""
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """When the tokens that a row has drawn leave for the front; its first leave at once."""
-
-    tokens: int = 16
-    seconds: float = 0.02
-    rate: float = 500.0
-    """Messages a second of all rows together: where rows are many, each waits longer."""
-
-    def interval(self, rows: int) -> float:
-        """Seconds from one message of a row to its next, where it has not drawn `tokens` before."""
-        return max(self.seconds, rows / self.rate)
 
 
 class Lane:
@@ -83,10 +67,9 @@ class Lane:
         # The first run of a large model may take long.
         self._telling_pace = Pace(delivery.seconds, WINDOW, delivery.seconds / LEAST_TOLD)
         self._delivery = delivery
-        self._loop = loop
         self._clock = clock
         self._mail: SimpleQueue[Turn | None] = SimpleQueue()
-        self._outbox: list[Message] = []
+        self._outbox = Outbox(self.stats, loop, clock)
         self._closing = False
         self._nudged = False
         self.siblings: Sequence[Lane] = (self,)
@@ -136,7 +119,9 @@ class Lane:
             logger.exception("run_failed")
             self._fail_all()
         self._count_rows()
-        self._deliver()
+        if not self._outbox.deliver():
+            # The server is past its end, and nobody waits.
+            self._closing = True
 
     def _tell(self, steps: int, started: float) -> None:
         """Advance all rows by tokens that are told, which nobody is to hear of."""
@@ -185,7 +170,7 @@ class Lane:
             self._scheduler.waiting.add(Row(turn, self._vocabulary))
         except Exception:
             logger.exception("turn_refused")
-            self._outbox.append((turn, EngineFailure("the turn could not begin")))
+            self._outbox.put(turn, EngineFailure("the turn could not begin"))
 
     def _choose(self) -> None:
         """Settle who takes part in the next run."""
@@ -255,12 +240,8 @@ class Lane:
         state, pending = self._runner.save(place), int(self._runner.pending[place])
         delta, ending = row.finish(state, pending, self._batch.position(place), now)
         if delta is not None:
-            self._send(row, delta, before, now)
-        self._outbox.append((row.turn, ending))
-        if row.turn.task.scores:
-            self.stats.scored_tokens += ending.told
-        else:
-            self.stats.prompt_tokens += ending.told
+            self._outbox.put_delta(row.turn, delta, before, now)
+        self._outbox.put_ending(row.turn, ending)
         self._leave(place)
 
     def _park(self, place: int) -> None:
@@ -341,7 +322,7 @@ class Lane:
         row = self._scheduler.active[place]
         # All tokens but the newest, which is pending.
         prefix = Prefix(self._batch.position(place) - 1, self._runner.save(place))
-        self._outbox.append((row.turn, prefix))
+        self._outbox.put(row.turn, prefix)
         self._batch.mark(place, row)
 
     def _take(self, place: int, tokens: Tokens, logprobs: Floats, fed: int, now: float) -> None:
@@ -372,7 +353,7 @@ class Lane:
         before = row.flushed
         delta = row.flush(now)
         if delta is not None:
-            self._send(row, delta, before, now)
+            self._outbox.put_delta(row.turn, delta, before, now)
         self._batch.taken(place, row)
         # A row that is told again what it keeps of a run is about to leave.
         return self._scheduler.is_behind(row) and not row.has_ended
@@ -385,20 +366,8 @@ class Lane:
         """A row's state has left the range of float32, as that of a ReLU network can."""
         row = self._scheduler.active[place]
         log_event(logger, logging.ERROR, "state_overflow", model=self._name)
-        self._outbox.append((row.turn, EngineFailure("the state is not finite any more")))
+        self._outbox.put(row.turn, EngineFailure("the state is not finite any more"))
         self._leave(place)
-
-    def _send(self, row: Row, delta: Delta, before: float | None, now: float) -> None:
-        self._outbox.append((row.turn, delta))
-        count = len(delta.token_ids)
-        if row.turn.task.scores or not count:
-            return
-        self.stats.generated_tokens += count
-        if before is None:
-            row.turn.first_token = now
-            self.stats.first_token.observe(now - row.turn.created)
-        else:
-            self.stats.inter_token.observe((now - before) / count, count)
 
     def _measure(self, rows: int, started: float, before_run: float, after_run: float) -> None:
         self.stats.batch.observe(rows)
@@ -411,28 +380,8 @@ class Lane:
         """A run failed: no row's state is sound any more."""
         self.stats.failures += 1
         for row in self._scheduler.active:
-            self._outbox.append((row.turn, EngineFailure("a run failed")))
+            self._outbox.put(row.turn, EngineFailure("a run failed"))
         self._scheduler.active.clear()
         self._batch.clear()
         # Parked rows may have caught up meanwhile.
         self.nudge()
-
-    # deliver
-
-    def _deliver(self) -> None:
-        """Hand all messages of the step to the event loop, with one wake-up."""
-        if not self._outbox:
-            return
-        messages, self._outbox = self._outbox, []
-        started = self._clock()
-        try:
-            self._loop.call_soon_threadsafe(_receive, messages)
-        except RuntimeError:
-            # The loop is closed: the server is past its end, and nobody waits.
-            self._closing = True
-        self.stats.parts["delivery"].observe(self._clock() - started)
-
-
-def _receive(messages: list[Message]) -> None:
-    for turn, message in messages:
-        turn.receive(message)

@@ -26,10 +26,11 @@ from unrolled.v1 import (
 from unrolled_server import failpoints
 from unrolled_server.access import Access
 from unrolled_server.config import Config
+from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.health_checks import HealthChecks
 from unrolled_server.interceptor import CallInterceptor
-from unrolled_server.lane import Delivery, Lane
+from unrolled_server.lane import Lane
 from unrolled_server.logs import log_event
 from unrolled_server.metrics import NoRpcMetrics, ReloadMetrics, RpcMetrics, server_registry
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint

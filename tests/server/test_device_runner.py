@@ -17,9 +17,10 @@ from support.calls import SECONDS
 from support.models import CHARACTERS, RECIPES, TorchModel, build, export
 from support.oracle import Draw, LoneRun, LoneSequence, State, uniform
 from unrolled_server import opening
+from unrolled_server.delivery import Delivery
 from unrolled_server.device_memory import open_session
 from unrolled_server.device_runner import FILTERS, GRAPHS, STEP, DeviceConfig, DeviceRunner
-from unrolled_server.lane import Delivery, Lane
+from unrolled_server.lane import Lane
 from unrolled_server.opening import open_runners
 from unrolled_server.runner import DeviceError, RunnerConfig, RunnerError, StateSpec
 from unrolled_server.running import AnyRunner

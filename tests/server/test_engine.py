@@ -11,8 +11,9 @@ import pytest
 from support.calls import SECONDS
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
+from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
-from unrolled_server.lane import Delivery, EngineFailure, Lane
+from unrolled_server.lane import EngineFailure, Lane
 from unrolled_server.runner import PROMPT_STEPS, Runner, StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
 from unrolled_server.turn import Task, Turn

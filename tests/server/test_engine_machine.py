@@ -20,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
 from unrolled_server import prefix_cache, scheduler
+from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
-from unrolled_server.lane import Delivery, Lane
+from unrolled_server.lane import Lane
 from unrolled_server.models import ServedModel
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.runner import Runner, StateSpec

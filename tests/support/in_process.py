@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
-from unrolled_server.lane import Delivery, Lane
+from unrolled_server.lane import Lane
 from unrolled_server.models import Models
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.repository import load_models

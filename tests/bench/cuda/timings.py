@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from unrolled_server.delivery import Delivery
 from unrolled_server.device_runner import DeviceRunner
-from unrolled_server.lane import Delivery, Lane
+from unrolled_server.lane import Lane
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Ending, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
