@@ -34,6 +34,7 @@ from unrolled_export.cells import Cells
 from unrolled_export.filtering import filtered_chances
 from unrolled_export.graph_builder import GraphBuilder, tensor
 from unrolled_export.network import Network
+from unrolled_export.partial_sort import LARGE, leading_chances
 from unrolled_export.precision import Precision, quantized
 from unrolled_export.products import Products
 from unrolled_export.quantization import QuantizedWeight
@@ -106,12 +107,12 @@ def _body(products: Products, network: Network) -> onnx.GraphProto:
     step = products.step
     logits = Cells(products, network, "fed", "step_").logits()
     step.node("LogSoftmax", [logits], ["step_logprobs"], axis=-1)
+    step.node("Less", ["step_told", step.integers(0, np.int32)], ["step_is_drawn"])
     drawn = _draw(step, network.vocabulary_size)
     greedy = step.node("ArgMax", ["step_logprobs"], axis=-1, keepdims=0)
     greedy = step.node("Cast", [greedy], to=TensorProto.INT32)
     chosen = step.node("Where", ["is_greedy", greedy, drawn])
-    is_drawn = step.node("Less", ["step_told", step.integers(0, np.int32)])
-    step.node("Where", [is_drawn, chosen, "step_told"], ["step_token"])
+    step.node("Where", ["step_is_drawn", chosen, "step_told"], ["step_token"])
     step.node("Identity", ["step_token"], ["step_tokens"])
     states = network.states
     sizes = {f"step_{state.input}": state.size for state in states}
@@ -154,7 +155,13 @@ def _draw(step: GraphBuilder, vocabulary: int) -> str:
 
 def _filtered(step: GraphBuilder, vocabulary: int) -> onnx.GraphProto:
     graph = step.subgraph("filtered_chances")
-    filtered_chances(graph, "step_logprobs", vocabulary, _CumulativeSums(), "filtered_out")
+    if vocabulary < LARGE:
+        filtered_chances(graph, "step_logprobs", vocabulary, _CumulativeSums(), "filtered_out")
+    else:
+        told = graph.node("Not", ["step_is_drawn"])
+        ignored = graph.node("Or", ["is_greedy", told])
+        ignored = graph.node("Unsqueeze", [ignored, graph.integers([1])])
+        leading_chances(graph, "step_logprobs", vocabulary, ignored, "filtered_out")
     return graph.graph([], [tensor("filtered_out", TensorProto.FLOAT, ["B", vocabulary])])
 
 

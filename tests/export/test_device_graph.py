@@ -17,12 +17,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, shape_inference
 from onnx.reference import ReferenceEvaluator
 from support.models import RECIPES, build, export
-from support.networks import V, Weights, expected_logprobs, network, session, some_tokens, starts
+from support.networks import (
+    V,
+    Weights,
+    expected_logprobs,
+    network,
+    of_size,
+    session,
+    some_tokens,
+    starts,
+)
 from support.oracle import Draw
 from unrolled_export.device_check import check_device
 from unrolled_export.device_graph import FILTERS, ROWS, STEP, device_graphs
 from unrolled_export.errors import ParityError, PrecisionError
-from unrolled_export.network import Activation, Cell, Gate, Layer, Network, Stage
+from unrolled_export.network import Activation, Cell, Gate, Network, Stage
 from unrolled_export.precision import Precision, rounded
 from unrolled_export.runners import EngineRunner
 from unrolled_export.step_graph import step_graph
@@ -69,14 +78,6 @@ PRECISIONS = (Precision.FP32, Precision.FP16)
 
 def graphs_of(model: Network, precision: Precision = Precision.FP32) -> dict[str, bytes]:
     return device_graphs(rounded(model, precision), precision)
-
-
-def of_size(vocabulary: int) -> Network:
-    """A tiny network over so many tokens."""
-    weights = Weights(np.random.default_rng(vocabulary))
-    layer = Layer(weights(16, 3), weights(16, 4), weights(16), weights(16))
-    table, head = weights(vocabulary, 3), weights(vocabulary, 4, scale=3.0)
-    return Network(Cell.LSTM, table, (layer,), head, weights(vocabulary), 0)
 
 
 def run(graph: onnxruntime.InferenceSession, feeds: dict[str, Any]) -> dict[str, NDArray[Any]]:

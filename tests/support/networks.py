@@ -86,6 +86,14 @@ def network(
     return Network(**{**vars(whole), "initial": starts})
 
 
+def of_size(vocabulary: int) -> Network:
+    """A tiny network over so many tokens."""
+    weights = Weights(np.random.default_rng(vocabulary))
+    layer = Layer(weights(16, 3), weights(16, 4), weights(16), weights(16))
+    table, head = weights(vocabulary, 3), weights(vocabulary, 4, scale=3.0)
+    return Network(Cell.LSTM, table, (layer,), head, weights(vocabulary), 0)
+
+
 def some_tokens(rows: int, count: int, seed: int = 2) -> Tokens:
     """Random tokens [B, T] of a vocabulary of V."""
     return np.random.default_rng(seed).integers(0, V, (rows, count))
