@@ -29,7 +29,8 @@ from unrolled_server.session_record import (
     encode,
     with_use,
 )
-from unrolled_server.sqlite_store import MAX_ROWS, SqliteStore
+from unrolled_server.sqlite_rows import MAX_ROWS
+from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import StoreOpenError
 from unrolled_server.types import Checkpoint, Durability, Place
 
