@@ -19,7 +19,7 @@ from unrolled_server.errors import (
 from unrolled_server.lane import EngineFailure
 from unrolled_server.recording import Recording, recorded_deltas, recorded_outcome
 from unrolled_server.scoring import Scores, recorded_scores
-from unrolled_server.sessions import Session
+from unrolled_server.session import Session
 from unrolled_server.status import InternalError, status_of
 from unrolled_server.turns import ActiveTurn, Turns
 from unrolled_server.types import TurnRequest

@@ -12,7 +12,8 @@ from typing import TypeAlias
 from unrolled_server.answers import Answer
 from unrolled_server.errors import PositionMismatch, ServerError, SessionNotFound
 from unrolled_server.models import ServedModel
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.session import Session
+from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Change, Standing
 from unrolled_server.store import Claim, StoreSpace, StoreStats
 from unrolled_server.types import Checkpoint, Durability, SessionView

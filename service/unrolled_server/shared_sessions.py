@@ -15,10 +15,11 @@ from weakref import WeakValueDictionary
 
 from unrolled_server.errors import Fenced, ServerError, SessionNotFound, StoreUnavailable
 from unrolled_server.models import Models
+from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.sessions import Sessions
 from unrolled_server.store import Claim, SharedStore, Version
 from unrolled_server.stored_sessions import CHUNK, StoredSessions
 from unrolled_server.tenants import tenant

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from unrolled_server.errors import InvalidField, SnapshotsDisabled
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.sealing import OVERHEAD, BrokenSeal, Sealer
+from unrolled_server.session import Session
 from unrolled_server.session_keeper import SessionKeeper
-from unrolled_server.sessions import Session
 from unrolled_server.snapshot_layout import (
     FORMAT,
     MAX_FACTS_BYTES,

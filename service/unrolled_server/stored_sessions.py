@@ -25,10 +25,11 @@ from unrolled_server.errors import (
 )
 from unrolled_server.failpoints import FailpointError, reach
 from unrolled_server.models import Models, ServedModel
+from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check, SessionKeeper
 from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
 from unrolled_server.store import Claim, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant

@@ -29,8 +29,8 @@ from unrolled_server.errors import (
 )
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.prefix_cache import PrefixCache
+from unrolled_server.session import Session
 from unrolled_server.session_keeper import SessionKeeper, check_position
-from unrolled_server.sessions import Session
 from unrolled_server.store import Claim
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.turn_times import TurnTimes, TurnWatcher

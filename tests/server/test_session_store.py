@@ -21,8 +21,9 @@ from unrolled_server.errors import InvalidField, SessionBusy, SessionNotFound, T
 from unrolled_server.models import ServedModel
 from unrolled_server.places import Places
 from unrolled_server.records import ROWS, Records
+from unrolled_server.session import Session
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_name
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
 from unrolled_server.states import SLAB_BYTES
 from unrolled_server.types import Checkpoint

@@ -13,9 +13,10 @@ from unrolled.v1 import model_pb2
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import SessionBusy, SessionNotFound, StoreUnavailable
 from unrolled_server.models import Entry, Models, ServedModel
+from unrolled_server.session import Session
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionRecord
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.sessions import Sessions
 from unrolled_server.store import Receipt, StorePage, StoreStats
 from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.types import Checkpoint, Durability, Place

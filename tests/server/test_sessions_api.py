@@ -25,7 +25,7 @@ from unrolled.v1.session_pb2 import (
     ListSessionsRequest,
     Session,
 )
-from unrolled_server import sessions as server_sessions
+from unrolled_server import session as server_session
 from unrolled_server.errors import SessionBusy, SessionNotFound, TooManySessions
 from unrolled_server.models import ServedModel
 from unrolled_server.sessions import Sessions
@@ -508,7 +508,7 @@ def end_nothing() -> None:
     """What a turn that need not be told does when its session ends."""
 
 
-def living(sessions: Sessions, *made: server_sessions.Session) -> list[server_sessions.Session]:
+def living(sessions: Sessions, *made: server_session.Session) -> list[server_session.Session]:
     """Those that have not ended."""
     found = []
     for session in made:
@@ -518,7 +518,7 @@ def living(sessions: Sessions, *made: server_sessions.Session) -> list[server_se
 
 
 def expect_at(
-    sessions: Sessions, session: server_sessions.Session, expected: Checkpoint | None
+    sessions: Sessions, session: server_session.Session, expected: Checkpoint | None
 ) -> None:
     """Where the session stands; None: at the start."""
     got = sessions.checkpoint(session)

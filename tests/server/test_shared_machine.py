@@ -27,7 +27,8 @@ from unrolled.v1 import model_pb2
 from unrolled_server.errors import Fenced, ServerError, SessionBusy, SessionNotFound
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.redis_store import RedisStore
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.session import Session
+from unrolled_server.sessions import Sessions
 from unrolled_server.shared_sessions import SharedSessions
 from unrolled_server.store import Claim
 from unrolled_server.types import Checkpoint

@@ -23,8 +23,9 @@ from unrolled_server.errors import (
 )
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.sealing import Key, Sealer
+from unrolled_server.session import Session
 from unrolled_server.session_keeper import SessionKeeper
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.sessions import Sessions
 from unrolled_server.snapshot_layout import LayoutError, Snapshot, decode, encode
 from unrolled_server.snapshots import Export, Snapshots
 from unrolled_server.types import Checkpoint

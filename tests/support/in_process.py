@@ -16,7 +16,8 @@ from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.repository import load_models
 from unrolled_server.runner import RunnerConfig
 from unrolled_server.running import AnyRunner
-from unrolled_server.sessions import Session, Sessions
+from unrolled_server.session import Session
+from unrolled_server.sessions import Sessions
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.turns import TurnLimits, Turns
