@@ -291,8 +291,9 @@ QUESTIONS = (
                 (
                     (gauge("process_resident_memory_bytes", "instance"), "{{instance}}"),
                     (gauge("unrolled_session_state_bytes", "model"), "states of {{model}}"),
+                    (gauge("unrolled_session_checkpoint_bytes", "instance"), "checkpoints"),
                 ),
-                "Of the process, and what sessions' states are of it",
+                "Of the process, and what sessions' states and checkpoints are of it",
             ),
             Panel(
                 "Cores",

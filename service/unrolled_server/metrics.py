@@ -169,7 +169,12 @@ class ServerCollector(Collector):
         limit = GaugeMetricFamily(
             "unrolled_sessions_limit", "Sessions in memory at most.", self._memory.limit
         )
-        yield from (held, size, ended, replays, limit)
+        marks = GaugeMetricFamily(
+            "unrolled_session_checkpoint_bytes",
+            "Bytes of what sessions in memory can be taken back to.",
+            self._memory.checkpoint_bytes,
+        )
+        yield from (held, size, marks, ended, replays, limit)
 
     def _of_the_store(self) -> Iterator[Metric]:
         stats = self._sessions.stats

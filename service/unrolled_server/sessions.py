@@ -100,6 +100,11 @@ class Sessions:
         """Sessions of one model."""
         return self._counts[model]
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of all that sessions can be taken back to."""
+        return self._standings.mark_bytes
+
     def create(
         self,
         model: ServedModel,

@@ -26,6 +26,8 @@ class Standings:
         # By row, and only of those rows that have any.
         self.marks: dict[int, bytes] = {}
         """Where sessions can be taken back to, as `checkpoints` has them."""
+        self.mark_bytes = 0
+        """Of all `marks` together."""
         self._partials: dict[int, bytes] = {}
         self._answers: dict[int, bytes] = {}
         self._eras: dict[int, int] = {}
@@ -36,7 +38,7 @@ class Standings:
         block.positions[index] = 0
         block.pending[index] = block.previous[index] = block.slots[index] = NONE
         if undo:
-            self.marks[row] = checkpoints.encode(Marks(undo))
+            self._mark(row, checkpoints.encode(Marks(undo)))
 
     def checkpoint(self, session: Session) -> Checkpoint:
         """Where the session stands, apart from it from now on. Raises SessionNotFound."""
@@ -80,7 +82,7 @@ class Standings:
         block.previous[index] = NONE if past.previous is None else past.previous
         _note(self._partials, row, past.partial)
         _note(self._answers, row, standing.answers)
-        _note(self.marks, row, standing.marks)
+        self._mark(row, standing.marks)
         if standing.era != FIRST_ERA:
             self._eras[row] = standing.era
 
@@ -88,8 +90,13 @@ class Standings:
         """Let go of all of it, of the session in the row."""
         if block.slots[index] != NONE:
             self._slabs[block.models[index]].free(block.slots[index])
-        for column in (self._partials, self._answers, self.marks, self._eras):
+        self._mark(row, b"")
+        for column in (self._partials, self._answers, self._eras):
             column.pop(row, None)
+
+    def _mark(self, row: int, marks: bytes) -> None:
+        self.mark_bytes += len(marks) - len(self.marks.get(row, b""))
+        _note(self.marks, row, marks)
 
     def _store(self, session: Session, state: Floats) -> None:
         slots, number = session.block.slots, session.block.models[session.index]

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from support.calls import SECONDS, Stubs, connected, refusal_of_status, refused, unread_turn
 from support.lone import LoneSession
+from support.metrics import Metrics
 from support.models import Repository
 from support.sealed import key_file
 from support.server import RunningServer, running_server
@@ -102,6 +103,38 @@ def test_the_last_turn_is_taken_back_once(repository: Repository, stubs: Stubs) 
     assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "NOTHING_TO_UNDO")
     assert turn(stubs, name, "c", 5).text == second
     assert rewind(stubs, name).position == 12
+
+
+def test_what_it_takes_is_counted(repository: Repository) -> None:
+    with running_server(repository.path) as server, connected(server.address) as stubs:
+        metrics = Metrics(server.metrics_url)
+
+        def states() -> float:
+            """Bytes of checkpoints, in states of the model; each has few more."""
+            whole, rest = divmod(metrics.value("unrolled_session_checkpoint_bytes"), state_bytes)
+            assert rest < 60 * (whole + 1)
+            return whole
+
+        plain, undone = create(stubs), create(stubs, undo=True)
+        state_bytes = get(stubs, plain).state_bytes
+        for name in (plain, undone):
+            turn(stubs, name, "ab", 3)
+        # Before its first turn it stood at the zero state, which takes no bytes.
+        assert states() == 0
+        turn(stubs, undone, "c", 1)
+        assert states() == 1
+        mark(stubs, plain, "one")
+        mark(stubs, plain, "two")
+        assert states() == 3
+        mark(stubs, plain, "one")
+        assert states() == 3
+        request = DeleteCheckpointRequest(name=plain, checkpoint="one")
+        stubs.sessions.DeleteCheckpoint(request, timeout=SECONDS)
+        assert states() == 2
+        stubs.sessions.DeleteSession(DeleteSessionRequest(name=undone), timeout=SECONDS)
+        assert states() == 1
+        stubs.sessions.DeleteSession(DeleteSessionRequest(name=plain), timeout=SECONDS)
+        assert metrics.value("unrolled_session_checkpoint_bytes") == 0
 
 
 def test_it_goes_back_to_the_beginning(repository: Repository, stubs: Stubs) -> None:
