@@ -1,11 +1,13 @@
 """The secrets of the server, from files that it reads again when they change.
 
-TLS, API keys, and the keys that seal snapshots.
+TLS, API keys, the keys that seal snapshots, and TLS on the way to its store.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address
+from ssl import SSLContext
 
 import grpc.aio
 
@@ -13,6 +15,8 @@ from unrolled_server.api_keys import ApiKeys, keys_recipe
 from unrolled_server.config import Config
 from unrolled_server.files import Made, Recipe
 from unrolled_server.metrics import ReloadMetrics
+from unrolled_server.redis_tls import context_recipe
+from unrolled_server.redis_url import tls_options
 from unrolled_server.reloading import Followed, Reloader
 from unrolled_server.sealing import Sealer, sealer_recipe
 from unrolled_server.tls import Credentials, Identity, identity_recipe
@@ -42,7 +46,10 @@ class Tls:
 
 
 class Access:
-    """What the server shows its callers, asks of them, and seals their snapshots with."""
+    """What the server shows its callers, asks of them, and seals their snapshots with.
+
+    And, where its store is at rediss://, whom it trusts there.
+    """
 
     def __init__(self, config: Config) -> None:
         """Read all files. Raises FileError."""
@@ -55,6 +62,8 @@ class Access:
         self._api_keys = None if path is None else Followed(keys_recipe(path))
         path = config.seal_key_file
         self._sealer = None if path is None else Followed(sealer_recipe(path))
+        options = tls_options(config.store)
+        self._store_tls = None if options is None else Followed(context_recipe(options))
 
     @property
     def has_tls(self) -> bool:
@@ -69,6 +78,12 @@ class Access:
         return None if self._sealer is None else self._sealer.value
 
     @property
+    def store_tls(self) -> Callable[[], SSLContext] | None:
+        """What connections to the store are made with from now on; None where it has no TLS."""
+        followed = self._store_tls
+        return None if followed is None else lambda: followed.value
+
+    @property
     def exposes_keys(self) -> bool:
         """Whether keys may come over a network in plain text."""
         return self._api_keys is not None and self._tls is None and self._is_reachable
@@ -81,9 +96,9 @@ class Access:
 
     def reloaders(
         self, metrics: ReloadMetrics
-    ) -> list[Reloader[Identity] | Reloader[ApiKeys] | Reloader[Sealer]]:
+    ) -> list[Reloader[Identity] | Reloader[ApiKeys] | Reloader[Sealer] | Reloader[SSLContext]]:
         """What keeps all this as the files are, each to be followed."""
-        sources = (self._tls, self._api_keys, self._sealer)
+        sources = (self._tls, self._api_keys, self._sealer, self._store_tls)
         return [source.reloader(metrics) for source in sources if source is not None]
 
 

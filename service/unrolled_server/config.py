@@ -161,7 +161,7 @@ class Config:
         _store,
         "sqlite",
         "where sessions are kept: memory, sqlite:FILE, sqlite, in --data-dir, or"
-        " redis://HOST:PORT/DB",
+        " redis://HOST:PORT/DB, with TLS rediss://",
     )
     data_dir: Path | None = _optional_flag(  # noqa: RUF009 - a dataclass field
         _folder_to_be,

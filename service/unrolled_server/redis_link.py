@@ -1,4 +1,4 @@
-"""The way to a Redis server: a bounded pool of connections, a limit of time, errors in our terms.
+"""The way to a Redis server: connections, a limit of time, errors in our terms.
 
 Nothing is tried twice here: whether a write that got no answer was done is not known, and who may
 repeat it is the caller's matter. A connection that was closed meanwhile is noticed before it is
@@ -14,9 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import (
     AuthenticationError,
@@ -28,18 +26,17 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from unrolled_server.errors import ServerError, StoreFull, StoreUnavailable
 from unrolled_server.logs import log_event
-from unrolled_server.redis_url import without_password
+from unrolled_server.redis_connection import TlsSource, connection_pool
+from unrolled_server.redis_url import tls_options, without_password
 from unrolled_server.store import StoreOpenError, StoreStats
 
 logger = logging.getLogger(__name__)
 
 NAME = "redis"
 """What errors call this store."""
-MAX_CONNECTIONS = 64
 OLDEST = (7, 0)
 """The first version of Redis with PEXPIREAT GT and PEXPIRETIME."""
 
@@ -49,8 +46,8 @@ Argument: TypeAlias = "bytes | str | int | float"
 class RedisLink:
     """Calls to one Redis server, each answered within `timeout` seconds or not at all."""
 
-    def __init__(self, url: str, timeout: float) -> None:
-        """Raises StoreOpenError where the URL is none."""
+    def __init__(self, url: str, timeout: float, tls: TlsSource | None = None) -> None:
+        """rediss:// needs `tls`. Raises StoreOpenError where the URL is none."""
         self.timeout = timeout
         self.stats = StoreStats()
         self._shown = without_password(url)
@@ -58,8 +55,10 @@ class RedisLink:
         self._offset: float | None = None
         """What Redis's clock, in seconds since the epoch, is ahead of ours: not more than that."""
         self._is_reachable = True
-        self._pool = _pool(url, timeout)
+        self._pool = connection_pool(url, timeout, tls)
         self.client: Redis = Redis.from_pool(self._pool)
+        options = tls_options(url)
+        self._unverified = "" if options is None else options.unverified
 
     async def open(self) -> None:
         """See whether Redis is there, and such that it can keep sessions. Raises StoreOpenError."""
@@ -80,6 +79,8 @@ class RedisLink:
         policy = memory.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             log_event(logger, logging.WARNING, "store_may_evict_sessions", maxmemory_policy=policy)
+        if self._unverified:
+            log_event(logger, logging.WARNING, "store_not_verified", unverified=self._unverified)
 
     def script(self, text: str) -> AsyncScript:
         """A script that Redis keeps, to be run by its digest."""
@@ -160,21 +161,3 @@ class RedisLink:
         level = logging.DEBUG if is_outage else logging.ERROR
         log_event(logger, level, "store_failed", store=NAME, error=str(error) or "no answer")
         return StoreUnavailable(NAME)
-
-
-def _pool(url: str, timeout: float) -> BlockingConnectionPool:
-    """Connections that are made when they are needed. Raises StoreOpenError."""
-    try:
-        return BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            # Calls have a limit of their own, for all that they wait for.
-            timeout=None,
-            socket_timeout=None,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            # With these on, a pool does not see that a connection was closed.
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        )
-    except (ValueError, RedisError, OSError) as error:
-        raise StoreOpenError(f"{without_password(url)}: {error}") from error

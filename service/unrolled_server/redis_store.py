@@ -20,6 +20,7 @@ from unrolled_server import redis_scripts as scripts
 from unrolled_server.errors import Fenced, RecordCorrupt, SessionNotFound, StoreUnavailable
 from unrolled_server.failpoints import FailpointError, reach
 from unrolled_server.logs import log_event
+from unrolled_server.redis_connection import TlsSource
 from unrolled_server.redis_link import NAME, Argument, RedisLink
 from unrolled_server.session_names import name_of, session_id
 from unrolled_server.session_record import (
@@ -52,11 +53,16 @@ class RedisStore:
     name = NAME
     durability = Durability.PROCESS_CRASH
 
-    def __init__(self, url: str, timeout: float, replicas: int = 0) -> None:
-        """With `replicas`, commits wait for so many to confirm. Raises StoreOpenError."""
+    def __init__(
+        self, url: str, timeout: float, replicas: int = 0, tls: TlsSource | None = None
+    ) -> None:
+        """With `replicas`, commits wait for so many to confirm; rediss:// needs `tls`.
+
+        Raises StoreOpenError.
+        """
         self.timeout = timeout
         self._replicas = replicas
-        self._link = RedisLink(url, timeout)
+        self._link = RedisLink(url, timeout, tls)
         self._counts: dict[str, int] = {}
         script = self._link.script
         self._look, self._insert = script(scripts.LOOK), script(scripts.INSERT)

@@ -177,7 +177,7 @@ async def _put_together(config: Config) -> Server:
     access = Access(config)
     tracer = None if config.otlp_endpoint is None else _tracer(config.otlp_endpoint)
     models = _load(config)
-    sessions = await open_sessions(config, models)
+    sessions = await open_sessions(config, models, access.store_tls)
     turns = _turns(config, models, sessions, tracer)
     registry = server_registry(
         models, sessions, turns.prefixes, config.max_rows, config.max_waiting

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from ssl import SSLContext
 
 from unrolled_server.config import Config
 from unrolled_server.errors import ServerError
@@ -28,8 +30,10 @@ SESSIONS_FILE = "sessions.db"
 DURABILITY = {"full": Durability.FSYNC, "normal": Durability.PROCESS_CRASH}
 
 
-async def open_sessions(config: Config, models: Models) -> SessionKeeper:
-    """All sessions there are. Raises StoreOpenError."""
+async def open_sessions(
+    config: Config, models: Models, store_tls: Callable[[], SSLContext] | None
+) -> SessionKeeper:
+    """All sessions there are; a store at rediss:// needs `store_tls`. Raises StoreOpenError."""
     memory = Sessions(
         config.max_sessions,
         config.session_ttl,
@@ -39,7 +43,7 @@ async def open_sessions(config: Config, models: Models) -> SessionKeeper:
     if config.store == "memory":
         return SessionKeeper(memory)
     if is_redis(config.store):
-        return await _in_redis(config, models, memory)
+        return await _in_redis(config, models, memory, store_tls)
     return _in_file(config, models, memory)
 
 
@@ -93,13 +97,15 @@ def _made_data_dir(config: Config) -> Path:
     return path
 
 
-async def _in_redis(config: Config, models: Models, memory: Sessions) -> SessionKeeper:
+async def _in_redis(
+    config: Config, models: Models, memory: Sessions, tls: Callable[[], SSLContext] | None
+) -> SessionKeeper:
     """Sessions in Redis. Raises StoreOpenError."""
     # Its client takes an eighth of a server's start to import.
     from unrolled_server.redis_store import RedisStore
 
     try:
-        store = RedisStore(config.store, config.store_timeout, config.store_replicas)
+        store = RedisStore(config.store, config.store_timeout, config.store_replicas, tls)
         await store.open()
     except StoreOpenError as error:
         raise StoreOpenError(f"--store {error}") from error

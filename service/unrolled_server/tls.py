@@ -9,16 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
+from unrolled_server.certificates import certificates, check_time, key_of
 from unrolled_server.files import NamedFile, Recipe
-
-_UNREADABLE = (ValueError, UnsupportedAlgorithm, x509.InvalidVersion)
-"""What the parser raises, some of it only when a part is looked at."""
 
 Clock = Callable[[], datetime]
 
@@ -79,51 +75,19 @@ def identity_recipe(
         files.append(NamedFile("--tls-client-ca", client_ca))
 
     def make(contents: Sequence[bytes]) -> Identity:
-        certificate = _certificates(files[0], contents[0])[0]
-        expires = _check_time(files[0], certificate, clock())
-        _check_key(files[1], contents[1], certificate)
+        # Others than the server's own may be out of date: clients find their way around them.
+        certificate = certificates(files[0], contents[0])[0]
+        expires = check_time(files[0], certificate, clock())
+        _check_kind(files[1], key_of(certificate, files[0], files[1], contents[1]))
         authorities = contents[2] if client_ca is not None else None
         if authorities is not None:
-            _certificates(files[2], authorities)
+            certificates(files[2], authorities)
         return Identity(contents[0], contents[1], authorities, expires)
 
     return Recipe("tls", files, make)
 
 
-def _certificates(file: NamedFile, content: bytes) -> list[x509.Certificate]:
-    """At least one. Raises FileError."""
-    try:
-        return x509.load_pem_x509_certificates(content)
-    except _UNREADABLE:
-        raise file.error("is not one or more certificates in PEM") from None
-
-
-def _check_time(file: NamedFile, certificate: x509.Certificate, now: datetime) -> datetime:
-    """Returns when the certificate expires. Raises FileError unless it is valid now.
-
-    Others than the server's own may be out of date: clients find their way around them.
-    """
-    try:
-        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except _UNREADABLE:
-        raise file.error("is not a certificate that can be read") from None
-    if now < begin:
-        raise file.error(f"the certificate is not valid before {begin.isoformat()}")
-    if now > end:
-        raise file.error(f"the certificate has expired on {end.isoformat()}")
-    return end
-
-
-def _check_key(file: NamedFile, content: bytes, certificate: x509.Certificate) -> None:
-    """Raises FileError unless it is the certificate's key, ready to be used."""
-    try:
-        key = load_pem_private_key(content, None)
-        belongs = key.public_key() == certificate.public_key()
-    except TypeError:
-        raise file.error("the key is encrypted: it has to be there without a passphrase") from None
-    except _UNREADABLE:
-        raise file.error("is not a private key in PEM") from None
+def _check_kind(file: NamedFile, key: PrivateKeyTypes) -> None:
+    """Raises FileError where gRPC cannot use the key."""
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey):
         raise file.error("the key is neither an RSA nor an elliptic-curve one")
-    if not belongs:
-        raise file.error("is not the key of the first certificate in the file of --tls-cert")

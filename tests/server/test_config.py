@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unrolled_server.config import Config, ConfigError, parse_config
+from unrolled_server.redis_url import without_password
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 
@@ -77,6 +78,14 @@ GOOD: list[tuple[str, str, Any]] = [
         ("store", url, url)
         for url in ("redis://h", "redis://:s@h:1/2", "rediss://u:p@h?db=3", "unix:///s.sock?db=1")
     ),
+    *(
+        ("store", f"rediss://u:p%40@[::1]:1/2?{options}", f"rediss://u:p%40@[::1]:1/2?{options}")
+        for options in (
+            "ssl_ca_certs=ca.pem&ssl_certfile=c.pem&ssl_keyfile=c.key",
+            "ssl_cert_reqs=required&ssl_check_hostname=False",
+            "ssl_cert_reqs=none",
+        )
+    ),
     *(("store_sync", sync, sync) for sync in ("full", "normal")),
     ("store_timeout", "500ms", 0.5),
     ("store_replicas", "2", 2),
@@ -133,9 +142,21 @@ BAD = [
     ("store_replicas", "-1", "at least 0"),
     *(("store", text, "memory, sqlite, sqlite:FILE, or a URL") for text in ("sqlite:", "/a")),
     *(("store", text, "HOST[:PORT]") for text in ("redis:", "redis:///1", "rediss:h", "unix://")),
-    ("store", "redis://h:99999", "0-65535"),
+    ("store", "redis://h:99999", "0 to 65535"),
     *(("store", text, "not a number") for text in ("redis://h/one", "unix:///s?db=x")),
     ("store", "redis://h?socket_timeout=9", "unknown option socket_timeout"),
+    *(
+        ("store", f"{url}?ssl_ca_certs=f", "ssl_ca_certs is for rediss://")
+        for url in ("redis://h", "unix:///s")
+    ),
+    ("store", "rediss://h?ssl_certfile=f", "ssl_certfile needs ssl_keyfile"),
+    ("store", "rediss://h?ssl_keyfile=f", "ssl_keyfile needs ssl_certfile"),
+    *(
+        ("store", f"rediss://h?ssl_cert_reqs={text}", "ssl_cert_reqs is one of required, none")
+        for text in ("", "optional", "CERT_NONE")
+    ),
+    ("store", "rediss://h?ssl_check_hostname=no", "ssl_check_hostname is one of true, false"),
+    ("store", "rediss://h?ssl_cert_reqs=none&ssl_ca_certs=f", "trusts anybody"),
     ("data_dir", __file__, "not a folder"),
     ("store", "sqlite:no/such/folder/sessions.db", "no folder no/such/folder"),
     *(("store_sync", text, "full, normal") for text in ("FULL", "off")),
@@ -306,6 +327,24 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     words = capsys.readouterr().out.split()
     for name in ["models", *DEFAULTS]:
         assert flag(name) in words
+
+
+@given(
+    marks=st.text() | st.text("/?#@[]%:&= 1\n\u2100"), scheme=st.sampled_from(["rediss", "unix"])
+)
+@settings(deadline=None)
+def test_no_error_quotes_a_password(marks: str, scheme: str) -> None:
+    """Nor a part of one with marks that ought to be written otherwise."""
+    url = f"{scheme}://u:s3cret{marks}S3CRET@h:1/0"
+    assert without_password(url) == f"{scheme}://u:***@h:1/0"
+    without_user = f"{scheme}://s3cret{marks.replace(':', '')}S3CRET@h:1/0"
+    for store in (url, url.replace("s3cret", "1"), f"{url}?no=such", without_user):
+        try:
+            parse_config(["--models", ".", "--store", store], {})
+        except ConfigError as error:
+            message = str(error)
+            assert "s3cret" not in message
+            assert "S3CRET" not in message
 
 
 @given(

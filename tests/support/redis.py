@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from support.calls import SECONDS
 from support.metrics import eventually
 from support.programs import FETCHED, program
+from support.tls import Files
 
 
 class RunningRedis:
@@ -50,11 +52,31 @@ class RunningRedis:
 
     def listen(self) -> int:
         """A TCP port that it listens on as well."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port: int = free.getsockname()[1]
+        port = _free_port()
         with self.client() as client:
             client.config_set("port", port)
+        return port
+
+    def listen_with_tls(
+        self, shown: Files, clients: Path, *, port: int = 0, wants_clients: bool = False
+    ) -> int:
+        """A port on which it speaks TLS, the one given or a free one; skips where it cannot.
+
+        It shows a certificate, and may want one that an authority in the file `clients` has made.
+        """
+        port = port or _free_port()
+        settings = {
+            "tls-cert-file": shown.cert,
+            "tls-key-file": shown.key,
+            "tls-ca-cert-file": clients,
+            "tls-auth-clients": "yes" if wants_clients else "no",
+            "tls-port": port,
+        }
+        with self.client() as client:
+            if not client.config_get("tls-port"):
+                pytest.skip("redis-server is built without TLS")
+            first, *rest = (str(each) for setting in settings.items() for each in setting)
+            client.config_set(first, *rest)
         return port
 
     def stop(self) -> None:
@@ -95,6 +117,13 @@ class RunningRedis:
                 return bool(client.ping())
         except (RedisConnectionError, FileNotFoundError):
             return False
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 @contextmanager
