@@ -195,7 +195,8 @@ def _drawn(graph: GraphBuilder, doubles: str, size: int) -> str:
     """The token whose share of the sums holds the row's uniform, int32 [B].
 
     The largest uniform times the total rounds to less than the total, which is the last of the
-    sums, so that the count of those passed is less than their number.
+    sums, so that the count of those passed is less than their number. Not so where chances are no
+    numbers; such a row gets some token, which the next step can be fed.
     """
     sums, width = _running_sums(graph, doubles, size)
     total = graph.node("Gather", [sums, graph.integers([width - 1])], axis=1)
@@ -204,7 +205,9 @@ def _drawn(graph: GraphBuilder, doubles: str, size: int) -> str:
     # Counted in float32: the kernel for integers goes by way of cuDNN.
     ones = graph.node("Cast", [passed], to=TensorProto.FLOAT)
     count = graph.node("ReduceSum", [ones, graph.integers([1])], keepdims=0)
-    return graph.node("Cast", [count], to=TensorProto.INT32)
+    token = graph.node("Cast", [count], to=TensorProto.INT32)
+    is_one = graph.node("Less", [token, graph.integers(size, np.int32)])
+    return graph.node("Where", [is_one, token, graph.integers(0, np.int32)])
 
 
 def _running_sums(graph: GraphBuilder, doubles: str, size: int) -> tuple[str, int]:

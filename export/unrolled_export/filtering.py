@@ -42,7 +42,10 @@ def filtered_chances(
     left = graph.node("Where", [chosen, largest, graph.floats(0.0)])
     doubles = sums.doubles(graph, left)
     before = sums.before(graph, doubles)
-    total = graph.node("ReduceSum", [doubles, graph.integers([1])], keepdims=1)
+    # Not a sum of its own: its order would depend on where in memory the row lies.
+    last = graph.integers([vocabulary - 1])
+    ends = [graph.node("Gather", [value, last], axis=1) for value in (before, doubles)]
+    total = graph.node("Add", ends)
     share = graph.double("top_p_column")
     within = graph.node("Less", [before, graph.node("Mul", [total, share])])
     no_p = graph.node("GreaterOrEqual", ["top_p_column", graph.floats(1.0)])

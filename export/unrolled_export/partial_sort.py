@@ -17,6 +17,9 @@ from unrolled_export.graph_builder import GraphBuilder, tensor
 
 LARGE = 2048
 """Tokens of a vocabulary from which on this is faster than sorting all. More than 4 * FEW."""
+ALIGNED = 64
+"""Numbers in a row that is to be summed, a multiple of this: rows that do not begin alike in memory
+are added up in other orders."""
 FEW = 128
 """Tokens that are sorted at first; then a quarter of all, and in the end, all."""
 
@@ -56,8 +59,9 @@ class _Search:
         likely = graph.node("GreaterOrEqual", ["chances", self._least])
         self._likely_chances = graph.node("Where", [likely, "chances", zero])
         """What min_p leaves of all tokens, [B, V] in their own order."""
-        doubles = graph.double(self._likely_chances)
+        doubles = graph.double(self._aligned(graph, self._likely_chances))
         self._likely_total = graph.node("ReduceSum", [doubles, axis], keepdims=1)
+        self._likely_count = self._count(graph, likely)
         self._no_k = graph.node("Equal", ["top_k_column", graph.integers(0, np.int32)])
         self._no_p = graph.node("GreaterOrEqual", ["top_p_column", graph.floats(1.0)])
         self._share = graph.double("top_p_column")
@@ -96,8 +100,7 @@ class _Search:
         left = graph.node("Where", [chosen, chances, zero])
         doubles = graph.double(left)
         before = graph.node("CumSum", [doubles, graph.integers(1)], exclusive=1)
-        # With top_k, one after the other, so that zeros behind the k change nothing; without,
-        # of all tokens.
+        # With top_k, one after the other, so that zeros behind the k change nothing.
         last_sum = graph.node(
             "Add", [self._last(graph, before, count), self._last(graph, doubles, count)]
         )
@@ -105,17 +108,18 @@ class _Search:
         within = graph.node("Less", [before, graph.node("Mul", [total, self._share])])
         nucleus = graph.node("Or", [self._no_p, within])
         kept = graph.node("Where", [nucleus, left, zero])
-        unsettled = self._unsettled(
-            graph, self._last(graph, likely, count), self._last(graph, within, count), count
-        )
-        return _Leading(order, kept, unsettled)
+        return _Leading(order, kept, self._unsettled(graph, likely, within, count))
 
     def _unsettled(self, graph: GraphBuilder, likely: str, within: str, count: int) -> str:
-        """Whether a row may keep a token behind its first `count`, by the last of them.
+        """Whether a row may keep a token behind its first `count`.
 
-        It does not where min_p drops that one; nor, with top_k, where there are k; nor, without,
-        where that one is not within top_p. Where top_p is none, no order is asked for.
+        It does not where min_p drops all of those, which are not always less likely than each
+        before them: a softmax may round the larger of two logits to the smaller chance. Nor, with
+        top_k, where there are k; nor, without, where the last is not within top_p. Where top_p is
+        none, no order is asked for.
         """
+        likely = graph.node("Less", [self._count(graph, likely), self._likely_count])
+        within = self._last(graph, within, count)
         wide = graph.node("And", [self._no_k, within])
         wide = graph.node("And", [wide, graph.node("Not", [self._no_p])])
         long = graph.node("Less", [graph.integers(count, np.int32), "top_k_column"])
@@ -131,6 +135,17 @@ class _Search:
 
     def _branch(self, graph: GraphBuilder, output: str) -> onnx.GraphProto:
         return graph.graph([], [tensor(output, TensorProto.FLOAT, ["B", self._vocabulary])])
+
+    def _aligned(self, graph: GraphBuilder, value: str) -> str:
+        """[B, V] with zeros behind it."""
+        missing = -self._vocabulary % ALIGNED
+        return graph.node("Pad", [value, graph.integers([0, 0, 0, missing])]) if missing else value
+
+    @staticmethod
+    def _count(graph: GraphBuilder, value: str) -> str:
+        """How many of a row are true, int32 [B, 1]."""
+        ones = graph.node("Cast", [value], to=TensorProto.INT32)
+        return graph.node("ReduceSum", [ones, graph.integers([1])], keepdims=1)
 
     @staticmethod
     def _last(graph: GraphBuilder, value: str, count: int) -> str:

@@ -150,13 +150,15 @@ def _draw(step: GraphBuilder, vocabulary: int) -> str:
     threshold = step.node("Unsqueeze", [threshold, step.integers([1])])
     passed = step.node("LessOrEqual", [cumulative, threshold])
     passed = step.node("Cast", [passed], to=TensorProto.INT32)
-    return step.node("ReduceSum", [passed, step.integers([1])], keepdims=0)
+    drawn = step.node("ReduceSum", [passed, step.integers([1])], keepdims=0)
+    # A row whose chances are no numbers passes all, and what it draws is fed to the next step.
+    return step.node("Min", [drawn, step.integers(vocabulary - 1, np.int32)])
 
 
 def _filtered(step: GraphBuilder, vocabulary: int) -> onnx.GraphProto:
     graph = step.subgraph("filtered_chances")
     if vocabulary < LARGE:
-        filtered_chances(graph, "step_logprobs", vocabulary, _CumulativeSums(), "filtered_out")
+        filtered_chances(graph, "step_logprobs", vocabulary, CumulativeSums(), "filtered_out")
     else:
         told = graph.node("Not", ["step_is_drawn"])
         ignored = graph.node("Or", ["is_greedy", told])
@@ -165,7 +167,7 @@ def _filtered(step: GraphBuilder, vocabulary: int) -> onnx.GraphProto:
     return graph.graph([], [tensor("filtered_out", TensorProto.FLOAT, ["B", vocabulary])])
 
 
-class _CumulativeSums:
+class CumulativeSums:
     """Sums by the operator that ONNX has for them."""
 
     def doubles(self, graph: GraphBuilder, chances: str) -> str:

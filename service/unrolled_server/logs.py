@@ -11,10 +11,12 @@ import time
 from contextvars import Context, ContextVar
 from typing import Any, TextIO
 
-PIECE = 1000
-"""Characters written at once: whatever they are, a pipe that takes any bytes takes theirs."""
+PIECE = 400
+"""Characters written at once: in any encoding few enough for a pipe that takes some bytes."""
 PATIENCE = 20
-"""Milliseconds that the first line that finds no room waits for some."""
+"""Milliseconds that a line that finds no room waits for some, where none was lost of late."""
+LATE = 1.0
+"""Seconds after which a lost line is not of late any more."""
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Names the call that the running task serves; None outside of calls. Every line has it."""
@@ -85,28 +87,33 @@ def log_event(logger: logging.Logger, level: int, event: str, **fields: Any) -> 
 
 
 class LineHandler(logging.Handler):
-    """Writes lines to a stream, and does not wait for whoever reads it, but for a moment.
+    """Writes lines to a stream; to a pipe or a socket without waiting, but for a moment.
 
     A pipe that nobody reads fills up; a server that went on writing to it would stand still. So
     lines that find no room are dropped, and the next that does is preceded by their number. Lines
     are written where they are logged: one that was logged before a crash is there.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
+        """None, what Python has for a file that is closed, takes nothing."""
         super().__init__()
         self._stream = stream
         self._dropped = 0
         self._is_cut = False
         """The last line has been begun and not ended."""
+        self._lost_at = -math.inf
         self._poll = _poll(stream)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._stream is None:
+            return
         try:
             line = self.format(record)
-            if self._dropped and self._write(self._loss()):
+            if self._dropped and self._write(self._stream, self._loss()):
                 self._dropped = 0
-            if self._dropped or not self._write(line):
+            if self._dropped or not self._write(self._stream, line):
                 self._dropped += 1
+                self._lost_at = time.monotonic()
         except Exception:
             self.handleError(record)
 
@@ -117,27 +124,30 @@ class LineHandler(logging.Handler):
         # The call that happens to be served has nothing to do with them.
         return Context().run(self.format, record)
 
-    def _write(self, line: str) -> bool:
+    def _write(self, stream: TextIO, line: str) -> bool:
         """Write a line; whether there was room for all of it."""
         text = "\n" * self._is_cut + line + "\n"
         for start in range(0, len(text), PIECE):
             if not self._has_room():
                 self._is_cut |= start > 0
                 return False
-            self._stream.write(text[start : start + PIECE])
-            self._stream.flush()
+            stream.write(text[start : start + PIECE])
+            stream.flush()
         self._is_cut = False
         return True
 
     def _has_room(self) -> bool:
         """Whether a piece can be written without waiting; true as well where writing would fail."""
-        # A reader that is merely busy gets a moment, one that did not come has had it.
-        patience = 0 if self._dropped else PATIENCE
-        return self._poll is None or bool(self._poll.poll(patience))
+        if self._poll is None or self._poll.poll(0):
+            return True
+        # A reader that is merely busy gets a moment; one that did not come has had it.
+        return time.monotonic() > self._lost_at + LATE and bool(self._poll.poll(PATIENCE))
 
 
-def _poll(stream: TextIO) -> select.poll | None:
+def _poll(stream: TextIO | None) -> select.poll | None:
     """Asks whether the stream takes more; None where it is no file of the system's."""
+    if stream is None:
+        return None
     try:
         descriptor = stream.fileno()
     except OSError:

@@ -274,6 +274,17 @@ def test_told_tokens_pass_the_filters() -> None:
     assert made["token"][[0, 2]].tolist() == [4, 0]
 
 
+@pytest.mark.parametrize("vocabulary", [7, 300])
+def test_a_row_that_is_no_number_draws_some_token(vocabulary: int) -> None:
+    logprobs = np.full((3, vocabulary), -np.log(vocabulary), np.float32)
+    logprobs[1] = np.nan
+    feeds = {"logprobs": logprobs, "told": np.full(3, -1, np.int32)}
+    feeds |= filtering(Draw(top_k=3), 3) | sampling(Draw(), np.full(3, 0.9))
+    tokens = run(session(graphs_of(of_size(vocabulary))[FILTERS]), feeds)["token"]
+    assert tokens[[0, 2]].tolist() == [2, 2]
+    assert 0 <= tokens[1] < vocabulary
+
+
 @pytest.mark.parametrize("number", [0.0, LARGEST_UNIFORM])
 @pytest.mark.parametrize("vocabulary", [7, 300])
 def test_the_ends_of_the_range_draw_the_first_and_the_last_that_is_kept(

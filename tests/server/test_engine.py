@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.calls import SECONDS
 from support.models import CHARACTERS, Repository
+from support.networks import Weights
 from support.oracle import Draw, LoneRun, LoneSequence
+from unrolled_export.network import Cell, Layer, Network
+from unrolled_export.step_graph import step_graph
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.lane import EngineFailure, Lane
@@ -298,3 +302,51 @@ def test_a_run_takes_no_longer_than_a_message_may_wait() -> None:
     assert pace.steps(64) == 1
     pace.observe(rows=64, steps=1, seconds=0.001)
     assert pace.steps(64) == MAX_STEPS
+
+
+async def test_a_state_that_overflows_fails_its_own_turn_alone(tmp_path: Path) -> None:
+    """Also beside a row that filters, where what it draws would be no token."""
+    graph, states, overflowing = relu_network(tmp_path)
+    runner = Runner(graph, states, LETTERS, ROWS)
+    vocabulary = CharacterVocabulary([bytes([97 + n]) for n in range(LETTERS)], None, (), None)
+    lane = Lane("relu", runner, vocabulary, ROWS, Delivery(), asyncio.get_running_loop())
+
+    def drawing(told: list[int], sampling: Sampling) -> Turn:
+        tokens = np.array(told, np.int32)
+        return Turn(Task(Checkpoint(None, None, 0), tokens, 40, sampling, (), None, False, False))
+
+    for greedy in (True, False):
+        # Neither of them draws the token that makes states grow.
+        sampling = Sampling(1, temperature=0) if greedy else Sampling(1, top_k=1)
+        sound, lost = drawing([1, 2], sampling), drawing([1, overflowing], Sampling(1))
+        for turn_ in (sound, lost):
+            lane.submit(turn_)
+        while lane.turns:
+            lane.step()
+        tokens, _ = await finish(sound)
+        assert (len(tokens), overflowing in tokens) == (40, False)
+        with pytest.raises(EngineFailure, match="the state is not finite any more"):
+            await finish(lost)
+    assert lane.stats.failures == 0
+
+
+LETTERS = 11
+
+
+def relu_network(folder: Path) -> tuple[Path, tuple[StateSpec, ...], int]:
+    """The graph and states of a network that overflows some steps after one of its tokens."""
+    overflowing, hidden = LETTERS - 1, 4
+    weights = Weights(np.random.default_rng(1))
+    embedding = np.zeros((LETTERS, 3), np.float32)
+    embedding[overflowing] = 1
+    growing = 1e4 * np.eye(hidden, dtype=np.float32)
+    none = np.zeros(hidden, np.float32)
+    layer = Layer(np.abs(weights(hidden, 3)), growing, none, none)
+    bias = np.zeros(LETTERS, np.float32)
+    bias[0] = 1
+    head = weights(LETTERS, hidden)
+    network = Network(Cell.RNN_RELU, embedding, (layer,), head, bias, 0)
+    graph = folder / "engine.onnx"
+    graph.write_bytes(step_graph(network).SerializeToString())
+    states = tuple(StateSpec(state.input, state.output, state.size) for state in network.states)
+    return graph, states, overflowing

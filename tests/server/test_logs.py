@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -300,6 +301,16 @@ def test_a_log_that_nobody_reads_loses_lines_and_says_how_many(
     assert seen == sorted(seen)
     assert len(seen) + lost == logged
     assert seen[-1:] == [logged - 1]
+
+
+def test_a_closed_standard_error_takes_nothing() -> None:
+    program = (
+        "import logging, unrolled_server.logs as logs; logs.set_up_logs('info', 'text');"
+        "logging.getLogger('unrolled_server').error('unheard')"
+    )
+    command = [sys.executable, "-c", program]
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    assert subprocess.run(shell, check=False, timeout=SECONDS).returncode == 0
 
 
 def test_a_server_goes_on_while_nobody_reads_its_log(repository: Repository) -> None:
