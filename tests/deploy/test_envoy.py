@@ -98,7 +98,6 @@ def test_a_session_stays_with_its_replica_until_that_leaves(repository: Reposito
         running_envoy(addresses(replicas)) as envoy,
         unrolled.Client(envoy.address, options=ONCE) as client,
     ):
-        envoy.wait_for_healthy(3)
         before = owners(client, replicas)
         leaving, *rest = replicas
         assert leaving.server.terminate()[0] == 0

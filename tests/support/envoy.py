@@ -77,7 +77,7 @@ class Envoy:
 
 @contextmanager
 def running_envoy(replicas: Sequence[str], *, checks_every: str = "1s") -> Iterator[Envoy]:
-    """An Envoy before servers at HOST:PORT; ended on exit.
+    """An Envoy before servers at HOST:PORT, all found healthy; ended on exit.
 
     checks_every: time from one health check to the next.
     """
@@ -96,6 +96,8 @@ def running_envoy(replicas: Sequence[str], *, checks_every: str = "1s") -> Itera
             try:
                 eventually(lambda: process.poll() is not None or envoy.is_ready(), "Envoy is ready")
                 assert process.poll() is None, log.read_text()
+                # It is ready once it knows of one of them; the others follow.
+                envoy.wait_for_healthy(len(replicas))
                 yield envoy
             finally:
                 process.kill()

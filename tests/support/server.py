@@ -29,7 +29,7 @@ class RunningServer:
     _reader: threading.Thread | None = None
 
     def follow_log(self) -> None:
-        """Read on from now on: a server that logs much waits for whoever reads its log."""
+        """Read on from now on: of a log that nobody reads, a server drops what does not fit."""
         if self.process.stderr is None:
             raise RuntimeError("the server's log is not a pipe")
         lines = self.process.stderr
