@@ -46,16 +46,21 @@ FEW = 3
 class Turn:
     """A turn as the model knows it, and the server that runs it."""
 
-    def __init__(self, server: Server, session: Session) -> None:
+    def __init__(self, machine: SharedMachine, server: Server, session: Session) -> None:
+        self.machine = machine
         self.server = server
         self.session = session
         self.start = server.sessions.memory.checkpoint(session)
         self.lost: ServerError | None = None
+        """Why its server gave it up, which may be long before its commit."""
+        self.was_due: type[ServerError] | None = None
+        """What the model had to say then."""
         self.is_over = False
         server.sessions.memory.hold(session, self.lose)
 
     def lose(self) -> None:
         self.lost = self.server.sessions.why_ended(self.session.name)
+        self.was_due = self.machine.due(self)
 
 
 class Server:
@@ -149,25 +154,27 @@ class SharedMachine(RuleBasedStateMachine):
             with pytest.raises(SessionBusy):
                 server.sessions.memory.hold(session, lambda: None)
             return multiple()
-        self.owner[name] = turn = Turn(server, session)
+        self.owner[name] = turn = Turn(self, server, session)
         return turn
+
+    def due(self, turn: Turn) -> type[ServerError] | None:
+        """What a commit of the turn has to raise now."""
+        if turn.session.name not in self.truth:
+            return SessionNotFound
+        return None if self.owner.get(turn.session.name) is turn else Fenced
 
     @rule(turn=consumes(turns))
     def commit(self, turn: Turn) -> None:
         self.number += 1
         name, past = turn.session.name, content(self.number, turn.start.position + self.number % 3)
-        is_owner = self.owner.get(name) is turn
-        expected: type[ServerError] | None = None if is_owner else Fenced
-        if name not in self.truth:
-            expected = SessionNotFound
         if turn.lost is not None:
-            assert type(turn.lost) is expected
+            assert type(turn.lost) is turn.was_due
         else:
-            sessions = turn.server.sessions
-            assert self.outcome(sessions.commit(turn.session, past)) is expected
+            sessions, due = turn.server.sessions, self.due(turn)
+            assert self.outcome(sessions.commit(turn.session, past)) is due
             sessions.release(turn.session)
-        if expected is None:
-            self.truth[name] = past
+            if due is None:
+                self.truth[name] = past
         turn.is_over = True
 
     @rule(name=names, ons=st.lists(either, min_size=1, max_size=3), order=st.randoms())
