@@ -178,7 +178,7 @@ def test_a_secret_does_not_show() -> None:
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl here")
 def test_a_key_of_openssl_is_a_key(tmp_path: Path) -> None:
-    """As the README has it."""
+    """As deploy/README.md has it."""
     file = tmp_path / "seal.keys"
     command = f'umask 077; echo "$(date +%F) $(openssl rand -base64 32)" > {file}'
     subprocess.run(["bash", "-c", command], check=True, timeout=60)
