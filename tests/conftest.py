@@ -6,11 +6,18 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.models import Repository, make_repository
 from support.server import RunningServer, running_server
 
 # Where a test does not say where its server keeps sessions, it leaves nothing behind.
 os.environ["UNROLLED_STORE"] = "memory"
+
+# How long an example takes is the machine's doing.
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

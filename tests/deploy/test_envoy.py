@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = yaml.safe_load(DEPLOYED.read_text())
 REPLICAS: dict[str, Any] = CONFIG["static_resources"]["clusters"][0]
 HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 COMPLETE = "unrolled.v1.CompletionService/Complete"
+STREAM = "unrolled.v1.CompletionService/StreamComplete"
 ONCE = (("grpc.enable_retries", 0),)
 """A client that leaves it to Envoy to try again."""
 
@@ -119,7 +120,12 @@ def one_of_two_ends(repository: Repository) -> Iterator[tuple[Envoy, Replica, gr
         running_envoy(addresses(replicas), checks_every="3600s") as envoy,
         unread_turn(envoy.address, CompleteRequest(model="lstm", prompt="a")) as call,
     ):
-        (ending,) = [each for each in replicas if each.metrics.value("unrolled_rows_active")]
+        # Not by its row, which leaves the batch once its reader is behind.
+        (ending,) = [
+            each
+            for each in replicas
+            if each.metrics.value("unrolled_rpc_started_total", method=STREAM)
+        ]
         (other,) = [each for each in replicas if each is not ending]
         ending.server.process.terminate()
         wait_for_event(ending.server, "draining")

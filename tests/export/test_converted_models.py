@@ -127,7 +127,7 @@ def logprobs_in_two_chunks(path: Path, ids: torch.Tensor, cut: int) -> torch.Ten
     return torch.cat(parts, dim=1).log_softmax(-1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=shapes(), pickled=st.booleans(), rows=st.integers(1, 4), cut=st.integers(1, 39))
 def test_logprobs_are_those_of_the_model(shape: Shape, pickled: bool, rows: int, cut: int) -> None:
     torch.manual_seed(shape.seed)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import json_format
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from support.checkpoints import Arrays, convert, letters, read_manifest, save, state_dict
 from support.networks import expected_logprobs, network, some_tokens
 from support.tokenizers_ import LINES, SENTENCEPIECE, TOKENIZERS, sentencepiece_model, tokenizer
@@ -296,7 +296,7 @@ def test_listed_tokens_are_those_of_the_server(
     message, path = vocabulary(name), tmp_path_factory.mktemp("texts") / "text.txt"
     server = server_vocabulary(message, {})
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=80)
     @given(text=TEXTS["listed"] | TEXTS["words"], part=st.integers(1, 12))
     @example(text="abcabcab", part=1)
     @example(text="the cat", part=5)
@@ -316,7 +316,7 @@ def test_pieces_are_those_of_the_server(
     message, path = vocabulary(name), tmp_path_factory.mktemp("texts") / "text.txt"
     server = server_vocabulary(message, FILES[name])
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=25)
     @given(text=TEXTS["words"], part=st.sampled_from([3, 11, 40, 400]))
     @example(text="the cat sat on the mat\nthe dog, it's the dog's!\n" * 3, part=11)
     def check(text: str, part: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto
@@ -19,7 +19,7 @@ from unrolled_export.graph_builder import GraphBuilder, tensor
 from unrolled_export.partial_sort import FEW, LARGE, leading_chances
 from unrolled_export.step_graph import CumulativeSums, step_graph
 
-patient = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=60)
 
 SIZES = LARGE, 5001
 
@@ -104,7 +104,7 @@ ROWS = st.builds(
 )
 @example(LARGE, 0, 1.0, False, [Draw(top_p=0.95), Draw(top_k=3)], set())
 @example(LARGE, 0, 0.0, True, [Draw(top_k=2000, top_p=0.5, min_p=1.0), Draw(top_k=40)], {0})
-@patient
+@some
 def test_rows_keep_what_they_keep_alone(
     vocabulary: int, seed: int, scale: float, ties: bool, rows: list[Draw], ignored: set[int]
 ) -> None:

@@ -66,7 +66,7 @@ def _quick_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Rounding to 8 bits ---------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     arrays(
         np.float32,

@@ -504,7 +504,7 @@ NAMES = (
 SHAPES = st.lists(st.sampled_from((0, 1, 2, 4, 6, 8)), max_size=3).map(tuple)
 
 
-@examples(max_examples=300, deadline=None)
+@examples(max_examples=300)
 @given(shapes=st.dictionaries(st.sampled_from(NAMES), SHAPES), seed=st.integers(0, 9))
 def test_tensors_of_any_shape_are_read_or_refused(
     shapes: dict[str, tuple[int, ...]], seed: int

@@ -249,7 +249,7 @@ def read_with_answers(
     raise AssertionError(f"asked for {asked[-1]} again")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes(), with_modules=st.booleans(), by_name=st.booleans())
 def test_what_is_read_computes_what_the_model_does(
     shape: Shape, with_modules: bool, by_name: bool

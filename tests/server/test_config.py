@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from unrolled_server.config import Config, ConfigError, parse_config
 from unrolled_server.redis_url import without_password
@@ -332,7 +332,6 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 @given(
     marks=st.text() | st.text("/?#@[]%:&= 1\n\u2100"), scheme=st.sampled_from(["rediss", "unix"])
 )
-@settings(deadline=None)
 def test_no_error_quotes_a_password(marks: str, scheme: str) -> None:
     """Nor a part of one with marks that ought to be written otherwise."""
     url = f"{scheme}://u:s3cret{marks}S3CRET@h:1/0"
@@ -354,7 +353,6 @@ def test_no_error_quotes_a_password(marks: str, scheme: str) -> None:
         [("ms", 1e-3), ("s", 1.0), ("", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)]
     ),
 )
-@settings(deadline=None)
 def test_durations(number: int, decimals: int | None, unit: tuple[str, float]) -> None:
     text, seconds = str(number), float(number)
     if decimals is not None:

@@ -248,12 +248,20 @@ async def test_few_turns_stay_in_one_lane(runner: UnsteadyRunner) -> None:
     loop, other = asyncio.get_running_loop(), runner.another()
     lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in (runner, other)]
     engine = Engine(lanes)
-    turns = [turn(seed, 5) for seed in range(ROWS)]
+    turns = [turn(seed, 10**9) for seed in range(ROWS)]
     for each in turns:
+        # As if it had a reader: it is not to give up its place.
+        each.taken = 10**9
         engine.submit(each)
-    engine.start()
+    lanes[0].start()
+    async with asyncio.timeout(SECONDS):
+        for each in turns:
+            await each.next()
+    # From the start it might take those that wait until the first lane has looked at them.
+    lanes[1].start()
     for each in turns:
-        await finish(each)
+        each.cancelled = True
+    engine.nudge()
     engine.close()
     assert not other.runs
 

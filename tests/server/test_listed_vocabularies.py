@@ -8,15 +8,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from support.turns import text_in_turns
 from unrolled_server.listed_vocabularies import ByteVocabulary, GroupVocabulary, WordVocabulary
 from unrolled_server.text import newest_shown, text_stream
 from unrolled_server.types import FinishReason
 from unrolled_server.vocabulary import CharacterVocabulary, UnknownSymbol
-
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 SELFIES = ("[C]", "[=C]", "[Branch1]", "[nop]", ".")
 WORDS = ("\n", "<unk>", "the", "cat", "sat", "naïve", ",", "don't")
@@ -36,7 +34,6 @@ def words(tokens: Sequence[str] = WORDS, unknown: int | None = None) -> WordVoca
 
 
 @given(st.lists(st.sampled_from(SELFIES), max_size=20))
-@patient
 def test_groups_become_their_places(symbols: list[str]) -> None:
     vocabulary = groups(SELFIES)
     ids = vocabulary.encode("".join(symbols))
@@ -50,7 +47,6 @@ def test_groups_become_their_places(symbols: list[str]) -> None:
     text=st.text("abé", max_size=20),
 )
 @example(tokens=["a", "ab", "abéb"], text="abéa")
-@patient
 def test_the_longest_group_is_taken(tokens: list[str], text: str) -> None:
     """As a regular expression takes the first of its alternatives that matches."""
     alternatives = sorted(tokens, key=len, reverse=True)
@@ -74,7 +70,6 @@ def test_what_no_group_begins_with() -> None:
 
 
 @given(text=st.text(max_size=30), order=st.permutations(range(256)), edges=cuts)
-@patient
 def test_bytes(text: str, order: list[int], edges: list[int]) -> None:
     vocabulary = ByteVocabulary([ALL_BYTES[value] for value in order], None, (), None)
     ids = vocabulary.encode(text).tolist()
@@ -130,7 +125,6 @@ word_texts = st.lists(st.sampled_from([*WORDS, "  ", " ", "\t", "\u2003", "\n "]
 
 @given(text=word_texts, edges=cuts)
 @example(text="the  cat\n\n sat ", edges=[1, 2, 3])
-@patient
 def test_words(text: str, edges: list[int]) -> None:
     vocabulary = words()
     ids = vocabulary.encode(text).tolist()
@@ -140,7 +134,6 @@ def test_words(text: str, edges: list[int]) -> None:
 
 
 @given(ids=st.lists(st.integers(0, len(WORDS) - 1), max_size=20), told=st.integers(0, 20))
-@patient
 def test_a_word_is_joined_to_what_was_told(ids: list[int], told: int) -> None:
     """Prompt and completion make up the text of both."""
     vocabulary = words()

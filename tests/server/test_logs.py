@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.calls import SECONDS, connected
 from support.models import Repository
@@ -30,8 +30,6 @@ from unrolled_server.logs import (
     request_id,
     set_up_logs,
 )
-
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PAIR = re.compile(r'(?P<key>[a-z_]+)=(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<bare>[^ "=]+))(?: |$)')
 
@@ -98,7 +96,6 @@ def test_how_a_value_is_written(value: object, written: str) -> None:
 
 @given(event=st.text(), first=st.text(), second=st.text())
 @example(event="a b", first='x" level=error event="y', second="\n" + "time=0 level=error event=z")
-@patient
 def test_every_text_stays_on_its_line_and_can_be_read_back(
     event: str, first: str, second: str
 ) -> None:
@@ -233,7 +230,6 @@ def test_values_in_json(value: object, read_back: object) -> None:
 
 @given(event=st.text(), fact=st.text())
 @example(event='{"level": "error"}', fact="\n\u2028\x1b[31m")
-@patient
 def test_every_text_can_be_read_back_from_json(event: str, fact: str) -> None:
     assert json_of(event, fact=fact) == {"level": "info", "event": event, "fact": fact}
 
@@ -282,7 +278,6 @@ def all_lines(reader: int) -> list[dict[str, str]]:
     letter=st.sampled_from("aé語"),
 )
 @example(sizes=[[9000, 9000, 0], [0], [20_000, 0, 0], [0]], letter="a")
-@patient
 def test_a_log_that_nobody_reads_loses_lines_and_says_how_many(
     sizes: list[list[int]], letter: str
 ) -> None:

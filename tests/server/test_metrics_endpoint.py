@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -92,7 +93,14 @@ def listening(pid: int) -> int:
     tables = [(process / "net" / name).read_text() for name in ("tcp", "tcp6")]
     rows = [line.split() for table in tables for line in table.splitlines()[1:]]
     sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A"}
-    return sum(os.readlink(file) in sockets for file in (process / "fd").iterdir())
+    return sum(target(file) in sockets for file in (process / "fd").iterdir())
+
+
+def target(file: Path) -> str:
+    """What a descriptor leads to; nothing where it has been closed meanwhile."""
+    with suppress(FileNotFoundError):
+        return os.readlink(file)
+    return ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -9,7 +9,7 @@ from typing import cast
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from unrolled_server.batch import Batch
 from unrolled_server.engine import Engine
 from unrolled_server.models import ServedModel
@@ -56,7 +56,6 @@ def known(cache: PrefixCache, told: Tokens, of: ServedModel = MODEL) -> int:
 
 
 @given(shorter=st.integers(0, 3_000_000), longer=st.integers(0, 3_000_000))
-@settings(deadline=None)
 def test_all_prompts_are_remembered_at_the_same_lengths(shorter: int, longer: int) -> None:
     shorter, longer = sorted((shorter, longer))
     few, many = lengths(shorter), lengths(longer)
@@ -120,7 +119,6 @@ def test_tenants_do_not_see_what_others_have_sent() -> None:
     room=st.integers(0, 9),
     asked=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4 * BLOCK)), max_size=60),
 )
-@settings(deadline=None)
 def test_what_is_used_least_recently_goes_first(room: int, asked: list[tuple[int, int]]) -> None:
     """Against a list in the order of use."""
     limit = (room + SHARE * 4) * ENTRY

@@ -338,7 +338,7 @@ async def test_a_commit_that_was_given_up_is_not_carried_out_later(
 ) -> None:
     record = numbered(1)
     await store.insert(record)
-    hasty = RedisStore(redis.url, timeout=0.3)
+    hasty = RedisStore(redis.url, timeout=3.0)
     await hasty.open()
     # Redis has the script from now on: the late one comes whole.
     await hasty.commit(record)

@@ -184,7 +184,6 @@ def run_randomly(stubs: Stubs) -> None:
     RepetitionMachine.TestCase.settings = settings(
         max_examples=30,
         stateful_step_count=25,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
     )
     RepetitionMachine.TestCase("runTest").runTest()

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.calls import SECONDS, Stubs
@@ -24,8 +24,6 @@ from unrolled_server.sampler import stream, uniforms
 from unrolled_server.turn import Task, Turn
 from unrolled_server.types import MAX_STEPS, Checkpoint, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
-
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 seeds = st.integers(0, MASK)
 places = st.integers(0, 2**63 - 300)
@@ -45,7 +43,6 @@ def numbers_of(seed: int, first: int, count: int) -> NDArray[np.float64]:
 @example(seed=MASK, first=2**63 - 300, count=300)
 @example(seed=2**63, first=2**32 - 2, count=4)
 @example(seed=1, first=2**53 - 2, count=4)
-@patient
 def test_numbers_are_those_of_the_oracle(seed: int, first: int, count: int) -> None:
     numbers = numbers_of(seed, first, count)
     assert numbers.dtype == np.float64
@@ -95,7 +92,6 @@ def test_the_edges_of_the_range(word: int, number: float, place: int) -> None:
 
 
 @given(seed=seeds, first=places)
-@patient
 def test_numbers_are_multiples_of_two_to_the_minus_52_below_one(seed: int, first: int) -> None:
     for number in numbers_of(seed, first, 256).tolist():
         assert 0 <= number <= 1 - 2.0**-52
@@ -103,7 +99,6 @@ def test_numbers_are_multiples_of_two_to_the_minus_52_below_one(seed: int, first
 
 
 @given(seed=seeds, first=places, sizes=st.lists(st.integers(0, 80), max_size=5))
-@patient
 def test_blocks_join_without_a_seam(seed: int, first: int, sizes: list[int]) -> None:
     parts, start = [], first
     for size in sizes:
@@ -146,7 +141,6 @@ def joined(batch: Batch, seed: int, position: int, told: int) -> int:
     steps=st.lists(st.integers(1, MAX_STEPS), max_size=12),
 )
 @example(each=[(0, 0, 0), (MASK, 255, 3)], steps=[1, 2, MAX_STEPS, 1])
-@patient
 def test_rows_draw_with_the_numbers_of_their_tokens_positions(
     each: list[tuple[int, int, int]], steps: list[int]
 ) -> None:

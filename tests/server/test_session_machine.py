@@ -439,7 +439,6 @@ def run_randomly(server: RunningServer, repository: Repository) -> None:
         SessionMachine.TestCase.settings = settings(
             max_examples=40,
             stateful_step_count=25,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         )
         SessionMachine.TestCase("runTest").runTest()

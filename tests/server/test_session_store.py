@@ -321,9 +321,7 @@ def test_sessions_behave_as_a_dictionary_of_them(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(states, "SLAB_BYTES", 2 * 4 * SIZE)
     monkeypatch.setattr(sessions, "MAX_ENDED", 2)
     monkeypatch.setattr(sessions, "MAX_BLOCKS", 2)
-    StoreMachine.TestCase.settings = settings(
-        max_examples=300, stateful_step_count=50, deadline=None
-    )
+    StoreMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=50)
     StoreMachine.TestCase("runTest").runTest()
 
 

@@ -259,7 +259,6 @@ def test_two_servers_are_as_one(redis: RunningRedis) -> None:
         settings=settings(
             max_examples=40,
             stateful_step_count=50,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

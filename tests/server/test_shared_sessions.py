@@ -54,7 +54,12 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRe
 def pair(repository: Repository, shared_redis: RunningRedis) -> Iterator[tuple[Serving, Serving]]:
     """Two servers that stay."""
     url = shared_redis.url
-    with serving(repository.path, url) as one, serving(repository.path, url) as other:
+    # A hundred calls on one session wait for one another.
+    patient = ("--store-timeout", "60s")
+    with (
+        serving(repository.path, url, *patient) as one,
+        serving(repository.path, url, *patient) as other,
+    ):
         yield one, other
 
 
@@ -306,10 +311,12 @@ class Health:
 
 
 @contextmanager
-def impatient(repository: Repository, redis: RunningRedis) -> Iterator[tuple[Serving, Health]]:
-    """A server that does not wait long, and what it says of its health."""
+def watched(
+    repository: Repository, redis: RunningRedis, timeout: str
+) -> Iterator[tuple[Serving, Health]]:
+    """A server that waits so long for its store, and what it says of its health."""
     with (
-        serving(repository.path, redis.url, "--store-timeout", "300ms") as here,
+        serving(repository.path, redis.url, "--store-timeout", timeout) as here,
         grpc.insecure_channel(here.server.address) as channel,
     ):
         yield here, Health(channel)
@@ -322,7 +329,8 @@ def is_unavailable(refusal: Refusal) -> bool:
 
 @pytest.fixture
 def alone(repository: Repository, redis: RunningRedis) -> Iterator[tuple[Serving, Health]]:
-    with impatient(repository, redis) as both:
+    """A server that does not wait long, but for a store that is there on a busy machine."""
+    with watched(repository, redis, "3s") as both:
         yield both
 
 
@@ -375,7 +383,8 @@ def test_a_redis_that_stands_still_fails_turns_and_is_got_over(
 def test_a_redis_that_was_ended_and_started_has_every_answered_turn(
     repository: Repository, lasting_redis: RunningRedis
 ) -> None:
-    with impatient(repository, lasting_redis) as (here, health):
+    # One that is gone refuses connections: nobody waits for it.
+    with watched(repository, lasting_redis, "60s") as (here, health):
         ends_and_starts(repository, lasting_redis, here.stubs, health)
 
 

@@ -57,7 +57,8 @@ def test_a_turn_that_fails_by_the_server_s_fault_is_named(
     repository: Repository, tmp_path: Path
 ) -> None:
     failing = "commit.before_write=error"
-    with serving(repository.path, tmp_path / "sessions.db", failpoints=failing) as here:
+    file, never = tmp_path / "sessions.db", ("--slow-turn", "0")
+    with serving(repository.path, file, *never, failpoints=failing) as here:
         request = CompleteRequest(session=here.stubs.create("lstm"), prompt="a")
         with pytest.raises(grpc.RpcError):
             here.stubs.completions.Complete(request, SECONDS, named("call-2"))

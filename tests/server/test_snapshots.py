@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.sealed import SECRETS, Forged, mutations, opened_by_hand
@@ -148,7 +148,6 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
 # What a snapshot holds
 
 
-@settings(deadline=None)
 @given(past=pasts, seed=st.integers(0, 2**64 - 1))
 def test_an_imported_session_stands_where_the_exported_one_stood(
     past: Checkpoint, seed: int

@@ -130,9 +130,7 @@ class StandingMachine(RuleBasedStateMachine):
 
 
 def test_a_session_goes_back_to_where_it_stood() -> None:
-    StandingMachine.TestCase.settings = settings(
-        max_examples=200, stateful_step_count=40, deadline=None
-    )
+    StandingMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
     StandingMachine.TestCase("runTest").runTest()
 
 

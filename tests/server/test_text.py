@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from unrolled_server.text import HeldText, PlainText, TextStream, partial_after, text_stream
 from unrolled_server.types import FinishReason, Tokens
 from unrolled_server.vocabulary import CharacterVocabulary
-
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 UNFINISHED = frozenset(
     chr(point).encode("utf-8", "surrogatepass")[:length]
@@ -186,19 +184,16 @@ def check(case: Case, sizes: Sequence[int], keeps_partial: bool) -> TextStream:
 @example(case=Case((b"a", b"b"), (0, 0, 0, 1), ("aab",)), sizes=[1] * 4, keeps_partial=False)
 @example(case=Case((b"abab",), (0, 0), ("ba", "abab")), sizes=[2], keeps_partial=False)
 @example(case=Case((b"aaab",), (0,), ("ab", "aab")), sizes=[1], keeps_partial=False)
-@patient
 def test_text_of_whole_characters(case: Case, sizes: list[int], keeps_partial: bool) -> None:
     check(case, sizes, keeps_partial)
 
 
 @given(case=turns(fragments, True), sizes=batches, keeps_partial=st.booleans())
-@patient
 def test_text_of_any_bytes(case: Case, sizes: list[int], keeps_partial: bool) -> None:
     check(case, sizes, keeps_partial)
 
 
 @given(case=turns(characters))
-@patient
 def test_a_token_comes_out_as_soon_as_all_of_its_text_does(case: Case) -> None:
     stream, shown = case.stream(), Shown()
     for pushed, token in enumerate(case.drawn, 1):
@@ -213,7 +208,6 @@ def test_a_token_comes_out_as_soon_as_all_of_its_text_does(case: Case) -> None:
 
 
 @given(case=turns(characters), sizes=batches)
-@patient
 def test_how_tokens_are_parted_changes_nothing(case: Case, sizes: list[int]) -> None:
     at_once, one_by_one = case.stream(), case.stream()
     taken = at_once.push(case.drawn)
@@ -226,7 +220,6 @@ def test_how_tokens_are_parted_changes_nothing(case: Case, sizes: list[int]) -> 
 
 @given(data=st.binary(max_size=24), cuts=st.lists(st.integers(0, 24), max_size=6))
 @example(data="é€𝄞".encode(), cuts=[1, 3, 4, 6, 7, 8])
-@patient
 def test_a_session_s_turns_together_are_the_text_of_all_bytes(data: bytes, cuts: list[int]) -> None:
     """However bytes fall on turns: each carries on with what the one before left unfinished."""
     vocabulary = ByteVocabulary([bytes([value]) for value in range(256)])
@@ -242,7 +235,6 @@ def test_a_session_s_turns_together_are_the_text_of_all_bytes(data: bytes, cuts:
 
 
 @given(partial=st.sampled_from([b"", *sorted(UNFINISHED)]), tokens=st.lists(fragments, max_size=6))
-@patient
 def test_what_told_tokens_leave_unfinished(partial: bytes, tokens: list[bytes]) -> None:
     assert partial_after(partial, tokens) == tail(partial + b"".join(tokens))
 
@@ -326,7 +318,6 @@ def test_an_end_token_is_counted_and_not_shown(stops: tuple[str, ...]) -> None:
     sizes=batches,
     keeps_partial=st.booleans(),
 )
-@patient
 def test_plain_and_held_text_agree_where_both_apply(
     ends: list[int], drawn: list[int], sizes: list[int], keeps_partial: bool
 ) -> None:

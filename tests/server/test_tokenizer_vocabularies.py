@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tokenizers_ import (
     LINES,
@@ -24,7 +24,7 @@ from unrolled_server.text import newest_shown
 from unrolled_server.tokenizer_json import TokenizerVocabulary
 from unrolled_server.vocabulary import UnknownSymbol, Vocabulary
 
-patient = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=60)
 texts = st.text(st.sampled_from("thecatdogö中—,.'! \n"), max_size=30) | st.sampled_from(LINES)
 choices = st.lists(st.integers(0, 2**16), max_size=8)
 cuts = st.lists(st.integers(0, 40), max_size=4)
@@ -68,7 +68,7 @@ CASES = {name: Case(name) for name in NAMES}
 
 @pytest.mark.parametrize("name", NAMES)
 @given(numbers=choices, edges=cuts)
-@patient
+@some
 def test_pieces_are_the_library_s_decoding_of_any_tokens(
     name: str, numbers: list[int], edges: list[int]
 ) -> None:
@@ -79,7 +79,7 @@ def test_pieces_are_the_library_s_decoding_of_any_tokens(
 
 @pytest.mark.parametrize("name", NAMES)
 @given(text=texts, edges=cuts)
-@patient
+@some
 def test_a_text_is_encoded_and_decoded_as_the_library_does(
     name: str, text: str, edges: list[int]
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_text_is_encoded_and_decoded_as_the_library_does(
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(text=st.text(st.sampled_from("the catson"), max_size=30), cut=st.integers(0, 30))
-@patient
+@some
 def test_a_text_told_in_two_turns_is_the_text(name: str, text: str, cut: int) -> None:
     """The second one has no space in front of it but its own."""
     vocabulary = CASES[name].vocabulary

@@ -15,12 +15,18 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from opentelemetry.context import Context
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 from support.calls import SECONDS, Stubs, connected, refused
 from support.collector import Collector, collecting, facts
 from support.models import Repository
 from support.server import running_server
 from unrolled.v1.completion_pb2 import CompleteRequest, ConverseRequest
+from unrolled_server.tracing import CallSpan
 
 METHOD = "unrolled.v1.CompletionService/"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -99,34 +105,51 @@ def test_calls_that_do_not_end_well(repository: Repository) -> None:
         silent = ConverseRequest(feed=ConverseRequest.Feed(text="abc"))
         list(stubs.completions.Converse(iter([opening, turn, silent]), timeout=SECONDS))
         long = CompleteRequest(model="lstm", prompt="a", max_tokens=60_000)
-        with pytest.raises(grpc.RpcError):
-            stubs.completions.Complete(long, timeout=0.2)
+        left = stubs.completions.StreamComplete(long, timeout=SECONDS)
+        assert next(left).delta.text
+        left.cancel()
         with grpc.insecure_channel(address) as channel:
             health: Any = HealthStub(channel)
             health.Check(HealthCheckRequest(), timeout=SECONDS)
-    unknown, conversation, late = collector.calls()
-    assert names([unknown, conversation, late]) == [
-        f"{METHOD}Complete",
-        f"{METHOD}Converse",
-        f"{METHOD}Complete",
-    ]
-    codes = [facts(call.attributes)["rpc.response.status_code"] for call in (unknown, late)]
-    assert codes == ["NOT_FOUND", "DEADLINE_EXCEEDED"]
-    # What the caller got wrong is no error of the server's.
-    assert [call.status.code for call in (unknown, conversation, late)] == [
-        Status.STATUS_CODE_UNSET,
-        Status.STATUS_CODE_UNSET,
-        Status.STATUS_CODE_ERROR,
-    ]
+    unknown, conversation, given_up = calls = collector.calls()
+    assert names(calls) == [f"{METHOD}Complete", f"{METHOD}Converse", f"{METHOD}StreamComplete"]
+    codes = [facts(call.attributes)["rpc.response.status_code"] for call in (unknown, given_up)]
+    assert codes == ["NOT_FOUND", "CANCELLED"]
+    # What the caller got wrong or gave up is no error of the server's.
+    assert [call.status.code for call in calls] == 3 * [Status.STATUS_CODE_UNSET]
     assert collector.parts(unknown) == []
     drawn, fed = collector.parts(conversation)
     assert names(collector.parts(drawn)) == ["wait", "feed", "draw", "commit"]
     assert names(collector.parts(fed)) == ["wait", "feed", "commit"]
-    (cut,) = collector.parts(late)
+    (cut,) = collector.parts(given_up)
     assert facts(cut.attributes) == {"unrolled.model": "lstm/1"}
     assert names(collector.parts(cut)) == ["wait", "feed", "draw"]
     traces = {span.trace_id for span in collector.spans}
     assert len(traces) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("OK", StatusCode.UNSET),
+        ("NOT_FOUND", StatusCode.UNSET),
+        ("CANCELLED", StatusCode.UNSET),
+        ("DEADLINE_EXCEEDED", StatusCode.ERROR),
+        ("UNAVAILABLE", StatusCode.ERROR),
+        ("INTERNAL", StatusCode.ERROR),
+    ],
+)
+def test_codes_that_are_errors_of_the_server(code: str, status: StatusCode) -> None:
+    """Those that OpenTelemetry's conventions for gRPC servers list."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    CallSpan(provider.get_tracer("test"), "method", "call-1", Context()).end(code)
+    (span,) = exporter.get_finished_spans()
+    assert span.status.status_code is status
+    assert (span.attributes or {}).get("error.type") == (
+        code if status is StatusCode.ERROR else None
+    )
 
 
 def test_whether_a_trace_is_kept_is_the_caller_s_choice_and_open_telemetry_s(

@@ -22,7 +22,7 @@ from support.calls import (
     unread_turn,
 )
 from support.lone import LoneSession
-from support.metrics import Metrics
+from support.metrics import Metrics, eventually
 from support.models import Repository
 from support.server import RunningServer, running_server
 from unrolled.v1.completion_pb2 import (
@@ -62,6 +62,10 @@ class Shared:
         name = self.stubs.create("lstm", seed=17)
         self.stubs.tell(name, "abc")
         return name
+
+    def given_up(self) -> float:
+        """Calls that were given up because nobody read them."""
+        return self.metrics.value("unrolled_rpc_handled_total", code="RESOURCE_EXHAUSTED")
 
     def expect_untouched(self, session: str) -> None:
         """Wait until no row is left; the session has to go on from where it was."""
@@ -293,9 +297,9 @@ def test_an_unread_stream_can_be_stopped(shared: Shared) -> None:
 
 
 def test_an_unread_stream_fails_in_the_end(impatient: Shared) -> None:
-    session = impatient.session()
+    session, before = impatient.session(), impatient.given_up()
     with unread_turn(impatient.server.address, CompleteRequest(session=session)) as call:
-        impatient.metrics.wait_for("unrolled_rows_parked", 1)
+        eventually(lambda: impatient.given_up() > before, "the call was given up")
         impatient.expect_untouched(session)
         with pytest.raises(grpc.RpcError) as caught:
             list(cast("Iterator[CompleteEvent]", call))
@@ -305,7 +309,7 @@ def test_an_unread_stream_fails_in_the_end(impatient: Shared) -> None:
 
 
 def test_an_unread_conversation_fails_in_the_end(impatient: Shared) -> None:
-    session = impatient.session()
+    session, before = impatient.session(), impatient.given_up()
     commands = [
         ConverseRequest(open=ConverseRequest.Open(session=session)),
         ConverseRequest(complete=CompleteRequest(max_tokens=LONG, logprobs=5)),
@@ -313,7 +317,7 @@ def test_an_unread_conversation_fails_in_the_end(impatient: Shared) -> None:
     ]
     with connected(impatient.server.address, SMALL_WINDOW) as stubs:
         call = stubs.completions.Converse(iter(commands), timeout=SECONDS)
-        impatient.metrics.wait_for("unrolled_rows_parked", 1)
+        eventually(lambda: impatient.given_up() > before, "the call was given up")
         impatient.expect_untouched(session)
         with pytest.raises(grpc.RpcError) as caught:
             list(cast("Iterator[ConverseResponse]", call))
@@ -321,9 +325,9 @@ def test_an_unread_conversation_fails_in_the_end(impatient: Shared) -> None:
 
 
 def test_a_reader_who_never_comes_back_is_no_error_of_the_server(impatient: Shared) -> None:
-    session = impatient.session()
+    session, before = impatient.session(), impatient.given_up()
     with unread_turn(impatient.server.address, CompleteRequest(session=session)):
-        impatient.metrics.wait_for("unrolled_rows_parked", 1)
+        eventually(lambda: impatient.given_up() > before, "the call was given up")
         impatient.expect_untouched(session)
     request = CompleteRequest(model="lstm", prompt="a", max_tokens=1)
     assert impatient.stubs.completions.Complete(request, timeout=SECONDS).text

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from unrolled_server.vocabulary import CharacterVocabulary, UnknownSymbol
-
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 alphabets = st.lists(st.characters(exclude_categories=["Cs"]), unique=True, min_size=1, max_size=50)
 
@@ -27,7 +25,6 @@ def told(draw: st.DrawFn) -> tuple[list[str], str]:
 @given(told())
 @example((["𝄞", "a", "é", "\0", "\U0010ffff"], "a\0𝄞é\U0010ffff"))
 @example((["a"], ""))
-@patient
 def test_text_becomes_its_characters_places_and_comes_back(case: tuple[list[str], str]) -> None:
     characters, text = case
     vocabulary = vocabulary_of(characters)
@@ -39,7 +36,6 @@ def test_text_becomes_its_characters_places_and_comes_back(case: tuple[list[str]
 
 
 @given(told())
-@patient
 def test_facts(case: tuple[list[str], str]) -> None:
     characters, _ = case
     vocabulary = CharacterVocabulary([c.encode() for c in characters], 0, (0,), None)
@@ -53,7 +49,6 @@ def test_facts(case: tuple[list[str], str]) -> None:
 @given(case=told(), outsider=st.characters(), rest=st.text(max_size=10))
 @example(case=(["b", "𝄞"], "𝄞𝄞b"), outsider="a", rest="\ud800")
 @example(case=(["b"], ""), outsider="\U0010ffff", rest="b")
-@patient
 def test_an_unknown_character_is_named_with_its_place_in_characters(
     case: tuple[list[str], str], outsider: str, rest: str
 ) -> None:
@@ -66,7 +61,6 @@ def test_an_unknown_character_is_named_with_its_place_in_characters(
 
 
 @given(case=told(), text=st.text(max_size=40))
-@patient
 def test_unknown_characters_become_the_unknown_token(
     case: tuple[list[str], str], text: str
 ) -> None:

@@ -91,8 +91,7 @@ class Torture:
 
     def __init__(self, repository: Repository, store: TorturedStore) -> None:
         self._models = repository.path
-        self._flags = store.flags
-        self._absences = store.absences
+        self._store = store
         self._trigger = _Trigger()
         self._streams = [
             Stream(
@@ -125,15 +124,16 @@ class Torture:
 
         Raises AssertionError, perhaps in a group, where the server is wrong.
         """
-        if not self._absences:
+        store = self._store
+        if not store.absences:
             return
         with (
             asyncio.Runner() as runner,
-            running_server(self._models, *self._flags) as server,
+            running_server(self._models, *store.flags, *store.impatient) as server,
         ):
             # Every turn that is refused has a line.
             server.follow_log()
-            for absence in self._absences:
+            for absence in store.absences:
                 outage, before = Outage(absence, seconds), self._replayed()
                 runner.run(self._live_through(outage, server))
                 outage.acknowledged = self._catch_up()
@@ -162,7 +162,7 @@ class Torture:
         environment = {failpoints.VARIABLE: "" if kill is None else kill.failpoints}
         before = self._replayed()
         started = time.perf_counter()
-        with running_server(self._models, *self._flags, environment=environment) as server:
+        with running_server(self._models, *self._store.flags, environment=environment) as server:
             serving = time.perf_counter() - started
             runner.run(self._go_on(server, kill))
             ended = server.process.poll() if kill is None else server.process.wait(SECONDS)

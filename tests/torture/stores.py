@@ -21,13 +21,15 @@ class TorturedStore:
     path: Path | None
     """The file; None where it is none."""
     flags: tuple[str, ...]
-    """Of the server."""
+    """Of servers."""
     durability: Durability
     """What every outcome has to say."""
     places: tuple[str, ...]
     """Failpoints of a turn's commit in it."""
     absences: tuple[Absence, ...] = ()
     """How it can be gone while a server goes on."""
+    impatient: tuple[str, ...] = ()
+    """More flags of the server that goes on, which is to notice soon."""
 
 
 @contextmanager
@@ -42,13 +44,15 @@ def _redis(folder: Path) -> Iterator[TorturedStore]:
     with running_redis(folder, "--appendonly", "yes", "--appendfsync", "always") as redis:
         yield TorturedStore(
             None,
-            ("--store", redis.url, "--store-timeout", "1s"),
+            # A store that is there may be slow, on a busy machine.
+            ("--store", redis.url, "--store-timeout", "60s"),
             DURABILITY_PROCESS_CRASH,
             PLACES,
             (
                 Absence("Redis stood still", redis.stop, redis.go_on),
                 Absence("Redis was killed", redis.end, redis.start),
             ),
+            ("--store-timeout", "5s"),
         )
 
 
