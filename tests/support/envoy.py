@@ -30,7 +30,8 @@ class Envoy:
     """An Envoy under way, by its admin interface."""
 
     def __init__(self, admin: Path) -> None:
-        self._admin = admin
+        self.admin = admin
+        """The socket of its admin interface."""
 
     @property
     def address(self) -> str:
@@ -70,16 +71,18 @@ class Envoy:
     def _get(self, path: str) -> str:
         connection = http.client.HTTPConnection("admin", timeout=SECONDS)
         with socket.socket(socket.AF_UNIX) as connection.sock:
-            connection.sock.connect(str(self._admin))
+            connection.sock.connect(str(self.admin))
             connection.request("GET", path)
             return connection.getresponse().read().decode()
 
 
 @contextmanager
-def running_envoy(replicas: Sequence[str], *, checks_every: str = "1s") -> Iterator[Envoy]:
+def running_envoy(
+    replicas: Sequence[str], *, checks_every: str = "1s", options: Sequence[str] = ()
+) -> Iterator[Envoy]:
     """An Envoy before servers at HOST:PORT, all found healthy; ended on exit.
 
-    checks_every: time from one health check to the next.
+    checks_every: time from one health check to the next; options: of its command line.
     """
     # Not pytest's folder: the path of a socket is at most 107 bytes long.
     with tempfile.TemporaryDirectory(prefix="envoy") as name:
@@ -87,7 +90,7 @@ def running_envoy(replicas: Sequence[str], *, checks_every: str = "1s") -> Itera
         admin, config, log = (folder / each for each in ("admin", "envoy.json", "log"))
         config.write_text(json.dumps(_on_this_machine(replicas, admin, checks_every)))
         command = [envoy_program(), "--config-path", str(config), "--disable-hot-restart"]
-        command += ["--concurrency", "1", "--log-level", "warning"]
+        command += ["--concurrency", "1", "--log-level", "warning", *options]
         with (
             log.open("w") as output,
             subprocess.Popen(command, stdout=output, stderr=output) as process,

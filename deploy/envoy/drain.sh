@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Lets Envoy's calls end; Envoy itself ends at SIGTERM at once. A preStop hook in Kubernetes, which ends
+# it when the Pod's grace period is over.
+#
+#     drain.sh [PORT OF THE ADMIN ADDRESS] [SECONDS IN WHICH NEW CONNECTIONS STILL COME]
+#
+# bash and nothing else: Envoy's image has no HTTP client.
+set -euo pipefail
+port=${1:-9901} settling=${2:-5}
+
+ask() {
+    exec 3<>"/dev/tcp/127.0.0.1/$port"
+    printf '%s %s HTTP/1.1\r\nHost: admin\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$1" "$2" >&3
+    answer=$(</dev/fd/3)
+    exec 3>&-
+    [[ $answer == 'HTTP/1.1 200 '* ]]
+}
+
+ask POST '/drain_listeners?graceful'
+sleep "$settling"
+while ask GET '/stats?filter=^http.grpc.downstream_rq_active$' \
+    && [[ ! $answer =~ downstream_rq_active:\ 0 ]]; do
+    sleep 1
+done
