@@ -45,9 +45,11 @@ class Envoy:
 
     def count(self, statistic: str) -> int:
         """A counter or gauge of the cluster of replicas."""
-        name = f"cluster.replicas.{statistic}"
-        found = json.loads(self._get(f"/stats?format=json&filter=^{name}$"))["stats"]
-        return sum(each["value"] for each in found)
+        return self._statistic(f"cluster.replicas.{statistic}")
+
+    def downstream(self, statistic: str) -> int:
+        """A counter or gauge of those who call."""
+        return self._statistic(f"http.grpc.downstream_{statistic}")
 
     def wait_for_healthy(self, replicas: int) -> None:
         """Return once so many replicas get calls."""
@@ -61,6 +63,10 @@ class Envoy:
             return self._get("/ready") == "LIVE\n"
         except OSError:
             return False
+
+    def _statistic(self, name: str) -> int:
+        found = json.loads(self._get(f"/stats?format=json&filter=^{name}$"))["stats"]
+        return sum(each["value"] for each in found)
 
     def _listener(self, name: str) -> str:
         listeners = json.loads(self._get("/listeners?format=json"))["listener_statuses"]
