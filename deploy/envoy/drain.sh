@@ -4,7 +4,7 @@
 #
 #     drain.sh [PORT OF THE ADMIN ADDRESS] [SECONDS IN WHICH NEW CONNECTIONS STILL COME]
 #
-# bash and nothing else: Envoy's image has no HTTP client.
+# bash and nothing else: Envoy's image has no HTTP client, and the `distroless` one no shell either.
 set -euo pipefail
 port=${1:-9901} settling=${2:-5}
 

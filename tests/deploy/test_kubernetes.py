@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -287,6 +288,7 @@ def test_the_secrets_that_are_asked_for_can_be_made_as_the_page_says(
         subprocess.run(
             [kubectl(), *words[1:], "--dry-run=client", "--output=yaml"],
             cwd=tmp_path,
+            env={**os.environ, "KUBECONFIG": str(tmp_path / "none")},
             input="redis://redis.example.com",
             capture_output=True,
             text=True,
@@ -445,21 +447,39 @@ def discovered(workload: Object) -> list[Object]:
     ]
 
 
-def test_the_page_s_own_kustomization_builds(tmp_path: Path) -> None:
-    (example,) = [
-        block
-        for block in re.findall(r"(?ms)^```yaml\n(.*?)^```$", SECTION)
-        if "kind: Kustomization" in block
-    ]
+@pytest.fixture
+def own_folder(tmp_path: Path) -> Path:
+    """A folder beside the repository, as the page has it."""
     (tmp_path / "unrolled").symlink_to(ROOT)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "kustomization.yaml").write_text(example)
-    build = rendered(tmp_path / "mine")
-    content = yaml.safe_load(example)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    return folder
+
+
+def test_the_page_s_own_kustomization_builds(own_folder: Path) -> None:
+    (own_folder / "kustomization.yaml").write_text(example("kind: Kustomization"))
+    build = rendered(own_folder)
+    content = yaml.safe_load(example("kind: Kustomization"))
     assert all(each["metadata"]["namespace"] == content["namespace"] for each in build.objects)
     assert {each["name"] for each in content["images"]} == {"unrolled", "unrolled-models"}
     named = {each["image"] for each in containers_of(build.server())}
     assert named == {f"{each['newName']}:{each['newTag']}" for each in content["images"]}
+
+
+def test_what_the_page_adds_to_it_is_added(own_folder: Path) -> None:
+    parts = ("kind: Kustomization", "patches:", "components:")
+    (own_folder / "kustomization.yaml").write_text("".join(example(each) for each in parts))
+    build = rendered(own_folder)
+    assert len(secrets_of(build.server())) == 3
+    calls, metrics = build.one("NetworkPolicy", "server")["spec"]["ingress"]
+    assert (len(calls["from"]), len(metrics["from"])) == (2, 1)
+
+
+def example(part: str) -> str:
+    """The page's block of YAML with this line."""
+    blocks: list[str] = re.findall(r"(?ms)^```yaml\n(.*?)^```$", SECTION)
+    (found,) = [block for block in blocks if part in block.splitlines()]
+    return found
 
 
 def test_what_the_page_names_is_there() -> None:
