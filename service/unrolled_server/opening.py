@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from unrolled_server.cores import usable_cores
 from unrolled_server.device_runner import GRAPHS, DeviceConfig, DeviceRunner
 from unrolled_server.logs import log_event
 from unrolled_server.runner import (
@@ -88,6 +88,6 @@ def _runner(
 
 
 def default_threads() -> int:
-    """Half of the cores, for there is more to do than runs, but two where there are two."""
-    cores = os.cpu_count() or 1
+    """Half of the usable cores, for there is more to do than runs, but two where there are two."""
+    cores = usable_cores()
     return min(cores, max(2, cores // 2))
