@@ -14,14 +14,15 @@ def usable_cores(
 ) -> int:
     """Cores it may run on at once, at least 1: by its affinity and its control groups' quotas.
 
-    A quota is of processor time, and rounded up to whole cores. Linux, Documentation:
-    admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us).
+    A quota is of processor time, and rounded up to whole cores; one that cannot be read bounds
+    nothing. Linux, Documentation: admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst
+    (cpu.cfs_quota_us).
     """
-    cores = float(_allowed())
+    lines = []
     with suppress(OSError):
-        for line in membership.read_text().splitlines():
-            cores = min([cores, *_quotas(line, groups)])
-    return max(1, math.ceil(cores))
+        lines = membership.read_text().splitlines()
+    quotas = (quota for line in lines for quota in _quotas(line, groups))
+    return max(1, math.ceil(min([float(_allowed()), *quotas])))
 
 
 def _allowed() -> int:
@@ -32,15 +33,16 @@ def _allowed() -> int:
 
 def _quotas(line: str, groups: Path) -> Iterator[float]:
     """Cores that a line of a process's membership leaves it, in its group and those above."""
-    _, controllers, path = line.split(":", 2)
+    _, _, rest = line.partition(":")
+    controllers, _, path = rest.partition(":")
     if controllers and "cpu" not in controllers.split(","):
         return
     hierarchy = groups / "cpu" if controllers else groups
-    group = PurePosixPath(path)
+    group = PurePosixPath("/", path)
     # In a container the path may be that outside, of which only the root is there.
     for each in (group, *group.parents):
         folder = hierarchy / each.relative_to("/")
-        with suppress(OSError):
+        with suppress(OSError, ValueError, ZeroDivisionError):
             yield _quota_1(folder) if controllers else _quota_2(folder)
 
 

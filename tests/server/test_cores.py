@@ -57,6 +57,13 @@ def test_groups_of_the_first_version(machine: Path, quota: str, expected: int) -
     assert usable(machine, "5:cpu,cpuacct:/docker\n4:memory:/else\n3:cpuset:/\n") == expected
 
 
+@pytest.mark.parametrize("quota", ["", "max", "1 2 3", "much 100000", "100000 0"])
+@pytest.mark.parametrize("membership", ["", "0::/", "nothing", "0:", "0::", ":::", "0::/../.."])
+def test_what_cannot_be_read_bounds_nothing(machine: Path, membership: str, quota: str) -> None:
+    (machine / "cpu.max").write_text(quota)
+    assert usable(machine, membership) == MANY
+
+
 def test_without_groups_the_affinity_counts(machine: Path) -> None:
     assert usable_cores(machine / "none", machine) == MANY
 
