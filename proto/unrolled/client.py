@@ -22,7 +22,11 @@ from unrolled.security import Tls, security
 from unrolled.session import AsyncSession, Session, SessionOpening
 from unrolled.v1.completion_pb2 import CompleteResponse, ScoreResponse
 from unrolled.v1.model_pb2 import GetModelRequest, ListModelsRequest, Model
-from unrolled.v1.session_pb2 import GetSessionRequest, ListSessionsRequest
+from unrolled.v1.session_pb2 import (
+    DeleteSessionRequest,
+    GetSessionRequest,
+    ListSessionsRequest,
+)
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -163,6 +167,11 @@ class Client:
         request = GetSessionRequest(name=name)
         response = self._connection.unary(self._connection.sessions.GetSession, request, timeout)
         return Session(self._connection, response.session, owned=False)
+
+    def delete_session(self, name: str, *, timeout: float | None = None) -> None:
+        """Ends a session by its name, one that can no longer be read or served included."""
+        request = DeleteSessionRequest(name=name)
+        self._connection.unary(self._connection.sessions.DeleteSession, request, timeout)
 
     def sessions(
         self, model: str | None = None, *, timeout: float | None = None
@@ -338,6 +347,11 @@ class AsyncClient:
             self._connection.sessions.GetSession, GetSessionRequest(name=name), timeout
         )
         return AsyncSession(self._connection, response.session, owned=False)
+
+    async def delete_session(self, name: str, *, timeout: float | None = None) -> None:
+        """Ends a session by its name, one that can no longer be read or served included."""
+        request = DeleteSessionRequest(name=name)
+        await self._connection.unary(self._connection.sessions.DeleteSession, request, timeout)
 
     async def sessions(
         self, model: str | None = None, *, timeout: float | None = None

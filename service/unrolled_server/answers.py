@@ -1,7 +1,7 @@
 """Answers on record, so that a turn can be repeated without being run again.
 
 What a session keeps is one `bytes`, oldest answer first; nothing here knows where it lies. A turn
-whose answer is too large leaves its key alone: it is known to have been run.
+whose answer has no room leaves its key alone: it is known to have been run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Answer:
     said: bytes = b""
     """What came before the outcome; empty where nothing did."""
     outcome: bytes = b""
-    """Empty where the answer was too large to keep."""
+    """Empty where there was no room for the answer."""
     era: int = 0
     """The session's when the turn was committed."""
     position: int = 0
@@ -47,12 +47,16 @@ class Answer:
 
 
 def with_answer(record: bytes, answer: Answer) -> bytes:
-    """The record with one more answer: the oldest make room, and what cannot fit leaves its key."""
+    """The record with one more answer: the newest stay, and where there is no room, their keys."""
     if answer.size > MAX_BYTES:
-        answer = replace(answer, said=b"", outcome=b"")
+        answer = _key_alone(answer)
     answers = [*_answers(record), answer][-MAX_ANSWERS:]
-    while sum(kept.size for kept in answers) > MAX_BYTES:
-        del answers[0]
+    excess = sum(kept.size for kept in answers) - MAX_BYTES
+    for place, kept in enumerate(answers):
+        if excess <= 0:
+            break
+        excess -= kept.size
+        answers[place] = _key_alone(kept)
     return b"".join(map(_packed, answers))
 
 
@@ -74,6 +78,10 @@ def find(record: bytes, key: RequestKey) -> Answer | None:
                 raise RequestIdReused(key.request_id)
             return answer
     return None
+
+
+def _key_alone(answer: Answer) -> Answer:
+    return replace(answer, said=b"", outcome=b"")
 
 
 def _packed(answer: Answer) -> bytes:

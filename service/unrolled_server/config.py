@@ -143,7 +143,7 @@ class Config:
     threads: int = _flag(
         _natural,
         "0",
-        "threads that advance one model's turns; 0: half of the usable cores, at least 2",
+        "threads that advance one model's turns; 0: half of the usable cores, or 2",
     )
     max_rows: int = _flag(_count, "256", "turns of one model that advance at once")
     max_waiting: int = _flag(_natural, "1024", "turns of one model that wait for a row")

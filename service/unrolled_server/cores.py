@@ -20,7 +20,7 @@ def usable_cores(
     """
     lines = []
     with suppress(OSError):
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(errors="surrogateescape").splitlines()
     quotas = (quota for line in lines for quota in _quotas(line, groups))
     return max(1, math.ceil(min([float(_allowed()), *quotas])))
 

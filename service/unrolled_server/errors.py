@@ -177,14 +177,14 @@ class PositionMismatch(ServerError):
 
 
 class AnswerNotKept(ServerError):
-    """The turn was committed before, and its answer was too large for the record."""
+    """The turn was committed before, and the record had no room for its answer."""
 
     code = "FAILED_PRECONDITION"
     reason = "POSITION_MISMATCH"
 
     def __init__(self, session: str, position: int) -> None:
         super().__init__(
-            "request_id: this turn was committed before, and its answer was too large to keep;"
+            "request_id: this turn was committed before, and there was no room to keep its answer;"
             f" the session stands at {position}",
             session=session,
             position=str(position),

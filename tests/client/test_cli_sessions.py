@@ -11,6 +11,7 @@ from client.command import run
 from client.fake_service import FakeService, failure
 from unrolled.v1.session_pb2 import (
     CreateSessionRequest,
+    DeleteSessionRequest,
     ExportSessionRequest,
     ForkSessionRequest,
     ImportSessionRequest,
@@ -132,6 +133,14 @@ def test_an_unknown_session_says_what_to_do(fake: FakeService) -> None:
             "unrolled: session 'sessions/none' is unknown or has ended (SESSION_NOT_FOUND): "
         )
         assert done.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_shown_can_be_deleted(fake: FakeService) -> None:
+    """Its record may be damaged, or its model no longer served."""
+    fake.add_session("sessions/a")
+    done = run("--server", fake.target, "sessions", "delete", "sessions/a")
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert fake.received == [DeleteSessionRequest(name="sessions/a")]
 
 
 def test_wrong_usage_is_2(fake: FakeService) -> None:

@@ -81,6 +81,19 @@ def test_with_deletes_a_session_made_here(fake: FakeService, client: Client) -> 
     assert fake.heard(DeleteSessionRequest) == [DeleteSessionRequest(name=session.name)]
 
 
+async def test_a_session_is_deleted_by_its_name_alone(
+    fake: FakeService, client: Client, async_client: AsyncClient
+) -> None:
+    for name in ("sessions/a", "sessions/b"):
+        fake.add_session(name)
+    client.delete_session("sessions/a")
+    await async_client.delete_session("sessions/b")
+    assert fake.received == [
+        DeleteSessionRequest(name="sessions/a"),
+        DeleteSessionRequest(name="sessions/b"),
+    ]
+
+
 def test_with_deletes_a_fork_and_leaves_the_parent(fake: FakeService, client: Client) -> None:
     fake.add_session("sessions/a", position=3)
     with client.session("sessions/a").fork(seed=0) as child:

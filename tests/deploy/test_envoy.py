@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -206,6 +207,34 @@ def test_prometheus_learns_of_envoy_and_of_nothing_else(repository: Repository) 
             assert ready.status == 200
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://{envoy.observation}/config_dump", timeout=SECONDS)
+
+
+def test_envoy_that_takes_no_more_connections_says_that_it_is_ready(
+    repository: Repository,
+) -> None:
+    with (
+        running_replicas(repository, 1) as replicas,
+        running_envoy(addresses(replicas), connections=1) as envoy,
+        connected_to(envoy),
+    ):
+        eventually(lambda: envoy.downstream("cx_active") == 1, "one connection")
+        with connected_to(envoy) as refused:
+            assert not received(refused)
+        url = f"http://{envoy.observation}/ready"
+        with urllib.request.urlopen(url, timeout=SECONDS) as ready:
+            assert ready.status == 200
+
+
+def connected_to(envoy: Envoy) -> socket.socket:
+    host, _, port = envoy.address.rpartition(":")
+    return socket.create_connection((host, int(port)), SECONDS)
+
+
+def received(connection: socket.socket) -> bytes:
+    """What comes before it is closed."""
+    with suppress(ConnectionResetError):
+        return connection.recv(1)
+    return b""
 
 
 def test_pings_are_as_rare_as_servers_want_them() -> None:

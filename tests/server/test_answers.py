@@ -43,16 +43,18 @@ answers = st.builds(Wanted, keys, sizes, st.just(10))
 
 def kept(given_: list[Wanted]) -> list[Wanted]:
     """Of answers with different ids, those on record; without a size where only the key is."""
-    record: list[Wanted] = []
-    for one in given_:
-        record = [*record, one if one.size <= LIMIT else Wanted(one.key, 0, 0)][-4:]
-        while sum(answer.size for answer in record) > LIMIT:
-            record = record[1:]
+    record, room = [], LIMIT
+    for one in reversed(given_[-4:]):
+        fits = one.size <= room
+        record.append(one if fits else Wanted(one.key, 0, 0))
+        if one.size <= LIMIT:
+            # Older ones do not stay where a newer one had to go.
+            room = room - one.size if fits else 0
     return record
 
 
 @given(st.lists(answers, max_size=9, unique_by=lambda one: one.key.request_id))
-def test_a_record_keeps_the_newest_that_fit(many: list[Wanted]) -> None:
+def test_a_record_keeps_four_keys_and_the_newest_answers_that_fit(many: list[Wanted]) -> None:
     record = b""
     for one in many:
         record = with_answer(record, Answer(one.key, b"s" * one.said, b"o" * one.outcome))
@@ -64,7 +66,7 @@ def test_a_record_keeps_the_newest_that_fit(many: list[Wanted]) -> None:
             assert found is None
             continue
         assert found == Answer(one.key, b"s" * there.said, b"o" * there.outcome)
-        assert found.is_kept == (one.size <= LIMIT)
+        assert found.is_kept == (there.size > 0)
         with pytest.raises(RequestIdReused):
             find(record, RequestKey(one.key.request_id, bytes(32)[:-1] + b"!"))
 

@@ -64,6 +64,12 @@ def test_what_cannot_be_read_bounds_nothing(machine: Path, membership: str, quot
     assert usable(machine, membership) == MANY
 
 
+def test_a_name_may_have_any_bytes(machine: Path) -> None:
+    (machine / "cpu.max").write_text("200000 100000\n")
+    (machine / "membership").write_bytes(b"0::/\xff\n")
+    assert usable_cores(machine / "membership", machine) == 2
+
+
 def test_without_groups_the_affinity_counts(machine: Path) -> None:
     assert usable_cores(machine / "none", machine) == MANY
 

@@ -302,7 +302,7 @@ def test_every_turn_draws_what_it_draws_alone(
         settings=settings(
             max_examples=40,
             stateful_step_count=25,
-            suppress_health_check=[HealthCheck.filter_too_much],
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
     assert Machine.hits

@@ -326,6 +326,22 @@ def test_while_its_turn_is_under_way_a_request_is_aborted(
     assert (anew.outcome.replayed, anew.outcome.position) == (False, 9)
 
 
+def test_a_turn_whose_answer_had_to_make_room_is_not_run_again(stubs: Stubs) -> None:
+    session = stubs.create("lstm")
+    # 40,000 bytes at least: two of them are more than a session keeps.
+    one, two = (
+        CompleteRequest(session=session, prompt="a", max_tokens=20_000, request_id=name)
+        for name in ("one", "two")
+    )
+    unary(stubs, one)
+    answer = unary(stubs, two)
+    refusal = refused(stubs.completions.Complete, one)
+    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "POSITION_MISMATCH")
+    assert refusal.metadata == {"session": session, "position": str(answer.outcome.position)}
+    assert unary(stubs, two) == as_replayed(answer)
+    assert stubs.position(session) == answer.outcome.position
+
+
 def test_a_turn_that_failed_is_run_when_it_is_repeated(stubs: Stubs) -> None:
     session = stubs.create("lstm")
     unknown = CompleteRequest(session=session, prompt="é", max_tokens=4, request_id="r")

@@ -50,7 +50,7 @@ class Entry:
     payload: int
     answer: CompleteResponse
     size: int
-    """0 where the answer is too large."""
+    """0 where there was no room for the answer."""
 
 
 @dataclass(eq=False)
@@ -65,11 +65,12 @@ class Known:
         return next((entry for entry in self.record if entry.request_id == request_id), None)
 
     def add(self, request_id: str, payload: int, answer: CompleteResponse) -> None:
-        """Four are kept, and of these the newest that fit."""
+        """Four are kept, and of their answers the newest that fit."""
         counted = size(answer) if size(answer) <= LIMIT else 0
         self.record = [*self.record, Entry(request_id, payload, answer, counted)][-4:]
-        while sum(entry.size for entry in self.record) > LIMIT:
-            del self.record[0]
+        for entry in self.record:
+            if sum(each.size for each in self.record) > LIMIT:
+                entry.size = 0
 
 
 class RepetitionMachine(RuleBasedStateMachine):

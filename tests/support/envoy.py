@@ -84,17 +84,26 @@ class Envoy:
 
 @contextmanager
 def running_envoy(
-    replicas: Sequence[str], *, checks_every: str = "1s", options: Sequence[str] = ()
+    replicas: Sequence[str],
+    *,
+    checks_every: str = "1s",
+    connections: int | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Envoy]:
     """An Envoy before servers at HOST:PORT, all found healthy; ended on exit.
 
-    checks_every: time from one health check to the next; options: of its command line.
+    checks_every: time from one health check to the next; connections: that it takes at most, None:
+    as many as deployed; options: of its command line.
     """
     # Not pytest's folder: the path of a socket is at most 107 bytes long.
     with tempfile.TemporaryDirectory(prefix="envoy") as name:
         folder = Path(name)
         admin, config, log = (folder / each for each in ("admin", "envoy.json", "log"))
-        config.write_text(json.dumps(_on_this_machine(replicas, admin, checks_every)))
+        content = _on_this_machine(replicas, admin, checks_every)
+        if connections is not None:
+            (monitor,) = content["overload_manager"]["resource_monitors"]
+            monitor["typed_config"]["max_active_downstream_connections"] = connections
+        config.write_text(json.dumps(content))
         command = [envoy_program(), "--config-path", str(config), "--disable-hot-restart"]
         command += ["--concurrency", "1", "--log-level", "warning", *options]
         with (

@@ -236,7 +236,7 @@ def _import(client: Client, arguments: argparse.Namespace) -> None:
 
 def _delete(client: Client, arguments: argparse.Namespace) -> None:
     for name in arguments.names:
-        client.session(name).delete()
+        client.delete_session(name)
 
 
 def _print_name(session: Session, arguments: argparse.Namespace) -> None:
