@@ -217,6 +217,9 @@ def test_a_session_of_a_model_that_is_not_served_names_it(
         expected = {"session": lost, "model": "lstm/1", "fingerprint": fingerprint}
         assert refusal.metadata == expected
         turn(second.stubs, kept, "a", 0)
+        second.stubs.sessions.DeleteSession(DeleteSessionRequest(name=lost))
+        gone = refused(second.stubs.sessions.GetSession, GetSessionRequest(name=lost))
+        assert gone.reason == "SESSION_NOT_FOUND"
 
 
 def test_one_server_has_a_store_to_itself(repository: Repository, store: Path) -> None:

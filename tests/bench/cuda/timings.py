@@ -62,9 +62,10 @@ async def _under_engine(runner: DeviceRunner, subject: Subject, rows: int, secon
         while engine.stats.active < rows or engine.stats.generated_tokens < 64 * rows:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     before, started = engine.stats.generated_tokens, time.perf_counter()
-    await asyncio.sleep(seconds)
-    while engine.stats.generated_tokens == before:  # noqa: ASYNC110
+    async with asyncio.timeout(seconds + WARM_SECONDS):
         await asyncio.sleep(seconds)
+        while engine.stats.generated_tokens == before:  # noqa: ASYNC110
+            await asyncio.sleep(seconds)
     rate = (engine.stats.generated_tokens - before) / (time.perf_counter() - started)
     for reader in readers:
         reader.cancel()
