@@ -21,7 +21,7 @@ from unrolled_server.recording import Recording, recorded_deltas, recorded_outco
 from unrolled_server.scoring import Scores, recorded_scores
 from unrolled_server.session import Session
 from unrolled_server.status import InternalError, status_of
-from unrolled_server.turns import ActiveTurn, Turns
+from unrolled_server.turns import ActiveTurn, Turns, check_model
 from unrolled_server.types import TurnRequest
 from unrolled_server.wire import (
     checkpoint_id,
@@ -125,7 +125,7 @@ class Conversation:
 
     async def _receive(self, command: Command) -> None:
         if command.kind == "stop":
-            self._stop()
+            self._stop(command.message.stop.command_id)
         else:
             self._unfinished.append(command)
             await self._queue.put(command)
@@ -141,10 +141,15 @@ class Conversation:
             getting.cancel()
         raise Draining
 
-    def _stop(self) -> None:
-        """Stop the first completion that has not ended; without one there is nothing to do."""
+    def _stop(self, id_: str) -> None:
+        """Stop the first completion with this id, or of all if it is empty, that has not ended.
+
+        Without one there is nothing to do.
+        """
         for command in self._unfinished:
-            if command.kind == "complete" and not command.committed:
+            if command.kind != "complete" or command.committed:
+                continue
+            if id_ in ("", command.message.command_id):
                 command.stop()
                 return
 
@@ -196,12 +201,14 @@ class Conversation:
 
     async def _open(self, command: Command) -> None:
         opening, sessions = command.message.open, self._turns.sessions
-        if bool(opening.model) == bool(opening.session):
-            raise InvalidField("model", "either a model or a session is needed")
         if opening.session:
             _check_existing(opening)
-            self._session = await sessions.load(opening.session)
+            session = await sessions.load(opening.session)
+            check_model(opening.model, session.model)
+            self._session = session
         else:
+            if not opening.model:
+                raise InvalidField("model", "a model or a session is needed")
             model = self._turns.models.model(opening.model)
             seed = opening.seed if opening.HasField("seed") else None
             self._session = await sessions.create(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
@@ -16,11 +18,28 @@ LIVENESS = "liveness"
 """A service for health checks alone, which serves for as long as the process does."""
 
 
+class Servicer(health.HealthServicer):
+    """The library's, with the List that it lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._checks: dict[str, health_pb2.HealthCheckResponse] = {}
+
+    async def set(self, service: str, status: Any) -> None:
+        self._checks[service] = health_pb2.HealthCheckResponse(status=status)
+        await super().set(service, status)
+
+    async def List(self, request: Message, context: Any) -> Message:
+        # The library's stubs lack it too.
+        listed: Message = health_pb2.HealthListResponse(statuses=self._checks)  # type: ignore[attr-defined]
+        return listed
+
+
 class HealthChecks:
     """The state of all services, as grpc.health.v1 tells it."""
 
     def __init__(self, services: Sequence[str]) -> None:
-        self.servicer = health.HealthServicer()
+        self.servicer = Servicer()
         self._is_ending = False
         self._services = services
 

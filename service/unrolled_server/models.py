@@ -60,14 +60,12 @@ class Models:
 
     def __init__(self, entries: list[Entry]) -> None:
         self._entries = sorted(entries, key=lambda e: (e.manifest.name, e.manifest.version))
+        self.listed = [_listed(entry.manifest) for entry in self._entries]
+        """Every entry as callers see it in a list."""
 
     def ready(self) -> Iterator[ServedModel]:
         """The models that take turns."""
         return (entry.model for entry in self._entries if entry.model is not None)
-
-    def manifests(self) -> list[model_pb2.Model]:
-        """Every entry as callers see it."""
-        return [entry.manifest for entry in self._entries]
 
     def manifest(self, name: str) -> model_pb2.Model:
         """The entry for `name` (its latest ready version, else its latest) or `name/version`.
@@ -120,6 +118,15 @@ class Models:
                 "fingerprint": manifest.fingerprint,
                 "device": "" if entry.model is None else entry.model.device,
             }
+
+
+def _listed(manifest: model_pb2.Model) -> model_pb2.Model:
+    """The manifest without the vocabulary's tokens: many large ones would not fit in a message."""
+    listed = model_pb2.Model()
+    listed.CopyFrom(manifest)
+    if listed.HasField("vocabulary"):
+        listed.vocabulary.ClearField("tokens")
+    return listed
 
 
 def _precision(manifest: model_pb2.Model) -> str:

@@ -143,10 +143,11 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ListSessionsResponse:
         if not 0 <= request.page_size <= MAX_PAGE:
             raise InvalidField("page_size", f"{request.page_size} is not in [1, {MAX_PAGE}]")
-        if request.model:
-            self._models.manifest(request.model)
         size = request.page_size or DEFAULT_PAGE
         page, after = await self._sessions.page(request.model, size, request.page_token)
+        if request.model and not (page or after or request.page_token):
+            # Sessions of a model that is gone are listed; without any, the name is a wrong one.
+            self._models.manifest(request.model)
         return session_pb2.ListSessionsResponse(
             sessions=map(session_message, page), next_page_token=after
         )
@@ -215,7 +216,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Context
     ) -> model_pb2.ListModelsResponse:
-        return model_pb2.ListModelsResponse(models=self._models.manifests())
+        return model_pb2.ListModelsResponse(models=self._models.listed)
 
     async def GetModel(
         self, request: model_pb2.GetModelRequest, context: Context

@@ -282,12 +282,12 @@ class Turns:
     async def _session(self, request: TurnRequest, claim: Claim | None = None) -> Session:
         def check(session: Session) -> None:
             """Raises what keeps the turn from beginning, but for its position and other turns."""
-            _check_name(request, session.model)
+            check_model(request.model, session.model)
             self._check_room(session.model)
             self._tokens(request, session.model, self.sessions.memory.checkpoint(session))
 
         session = await self.sessions.load(request.session, claim, check)
-        _check_name(request, session.model)
+        check_model(request.model, session.model)
         return session
 
     def _check_room(self, model: ServedModel) -> None:
@@ -366,7 +366,7 @@ class Turns:
         outside = np.flatnonzero((tokens < 0) | (tokens >= size))
         if len(outside):
             place = int(outside[0])
-            raise InvalidField(f"{field}.ids", f"{tokens[place]} at {place} is not in [0, {size})")
+            raise InvalidField(f"{field}.ids[{place}]", f"{tokens[place]} is not in [0, {size})")
         return tokens
 
     @staticmethod
@@ -377,7 +377,7 @@ class Turns:
             raise UnknownText(field, error.offset, error.text) from error
 
 
-def _check_name(request: TurnRequest, model: ServedModel) -> None:
-    """Raises InvalidField where a turn on a session names another model than the session's."""
-    if request.model not in ("", model.name, model.label):
-        raise InvalidField("model", f"the session is of {model.label}, not {request.model}")
+def check_model(name: str, model: ServedModel) -> None:
+    """Raises InvalidField where another model is named than `model`, which a session is of."""
+    if name not in ("", model.name, model.label):
+        raise InvalidField("model", f"the session is of {model.label}, not {name}")

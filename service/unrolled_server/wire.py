@@ -240,7 +240,10 @@ def rewind_target(
 
 def _checkpoint_id(text: str) -> str:
     if not CHECKPOINT_ID.fullmatch(text):
-        problem = f'is not 1 to {MAX_CHECKPOINT_ID} of letters, digits, ".", "_" and "-"'
+        problem = (
+            f'is not 1 to {MAX_CHECKPOINT_ID} ASCII letters, digits, ".", "_" and "-", '
+            "the first a letter or digit"
+        )
         raise InvalidField("checkpoint", problem)
     return text
 
@@ -284,10 +287,13 @@ def export_message(export: Export) -> session_pb2.ExportSessionResponse:
 
 
 def _lifetime(field: str, duration: duration_pb2.Duration) -> float:
-    seconds: float = duration.seconds + duration.nanos / 1e9
-    if not 0 < seconds <= MAX_TTL_SECONDS:
-        raise InvalidField(field, f"{seconds:g} s is not in (0, {MAX_TTL_SECONDS}] s")
-    return seconds
+    whole, nanos = duration.seconds, duration.nanos
+    if not 0 <= nanos < 1_000_000_000:
+        raise InvalidField(field, f"nanos {nanos} is not in [0, 1000000000)")
+    if not (0, 0) < (whole, nanos) <= (MAX_TTL_SECONDS, 0):
+        said = f"{whole}.{nanos:09}".rstrip("0").rstrip(".")
+        raise InvalidField(field, f"{said} s is not in (0, {MAX_TTL_SECONDS}] s")
+    return whole + nanos / 1e9
 
 
 def _timestamp(seconds: float) -> timestamp_pb2.Timestamp:
@@ -370,5 +376,7 @@ def expected_position(
     | session_pb2.CheckpointSessionRequest
     | session_pb2.RewindSessionRequest,
 ) -> int | None:
-    """Where the session has to stand; None: anywhere."""
-    return message.expected_position if message.HasField("expected_position") else None
+    """Where the session has to stand; None: anywhere. Raises InvalidField."""
+    if not message.HasField("expected_position"):
+        return None
+    return _at_least("expected_position", message.expected_position)

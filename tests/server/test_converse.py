@@ -223,17 +223,26 @@ def test_open_refuses_a_life_that_is_none(stubs: Stubs, field: str, seconds: int
     assert refusal_of_status(event.error).fields == [f"open.{field}"]
 
 
-def test_open_continues_a_session(stubs: Stubs, lone: LoneSession) -> None:
+@pytest.mark.parametrize("model", ["", "lstm", "lstm/1"])
+def test_open_continues_a_session(stubs: Stubs, lone: LoneSession, model: str) -> None:
     session = stubs.create("lstm", seed=SEED)
     stubs.tell(session, "abc")
     lone.tell("abc")
     before = stubs.sessions.GetSession(GetSessionRequest(name=session)).session
-    opening_ = command("o", open=Open(session=session))
+    opening_ = command("o", open=Open(session=session, model=model))
     opened, *events = converse(stubs, opening_, completing("c", "d", 9))
     assert opened.opened == before
     lone.tell("d")
     assert drawn("c", events).text == lone.draw(9)
     assert stubs.position(session) == 13
+
+
+@pytest.mark.parametrize("other", ["gru", "lstm/2", "lstm/"])
+def test_open_refuses_a_session_of_another_model(stubs: Stubs, other: str) -> None:
+    wrong = command("o", open=Open(session=stubs.create("lstm"), model=other))
+    events = converse(stubs, wrong, feeding("f", "a"))
+    assert error("o", events).fields == ["open.model"]
+    assert error("f", events).fields == ["open"]
 
 
 @pytest.mark.parametrize("again", [Open(model="lstm"), Open(model="lstm", seed=1)], ids=repr)
@@ -283,7 +292,12 @@ def test_a_command_before_open_is_refused(stubs: Stubs, early: ConverseRequest) 
             {"session": "sessions/nope"},
         ),
         (Open(), "INVALID_ARGUMENT", "INVALID_FIELD", None),
-        (Open(model="lstm", session="sessions/x"), "INVALID_ARGUMENT", "INVALID_FIELD", None),
+        (
+            Open(model="lstm", session="sessions/nope"),
+            "NOT_FOUND",
+            "SESSION_NOT_FOUND",
+            {"session": "sessions/nope"},
+        ),
         (
             Open(session="sessions/x", seed=0),
             "INVALID_ARGUMENT",
@@ -649,6 +663,27 @@ def test_stop_takes_the_first_completion_in_line(stubs: Stubs, bulk: TokenIds) -
     assert outcome("c", events).position == len(bulk.ids) + 1 + 6 + 6
 
 
+def test_stop_may_say_which_completion(stubs: Stubs, bulk: TokenIds) -> None:
+    feed = command("bulk", feed=Feed(tokens=bulk))
+    line = [completing(each, "x", 5) for each in ("a", "b", "b", "c")]
+    stops = [command("", stop=ConverseRequest.Stop(command_id=each)) for each in ("b", "bulk", "e")]
+    _, *events = converse(stubs, opening(), feed, *line, *stops)
+    stopped = FINISH_REASON_STOPPED
+    reasons = [event.outcome.finish_reason for event in events if event.HasField("outcome")]
+    assert [reason == stopped for reason in reasons] == [False, False, True, False, False]
+
+
+def test_stop_of_a_completion_that_has_ended_leaves_the_next_alone(stubs: Stubs) -> None:
+    with talking(stubs) as talk:
+        talk.send(opening(), completing("a", "x", 5), completing("b", "x", 3000))
+        talk.next()
+        talk.until_outcome()
+        talk.send(command("", stop=ConverseRequest.Stop(command_id="a")))
+        ended = outcome("b", talk.rest())
+    assert ended.finish_reason == FINISH_REASON_LENGTH
+    assert ended.usage.completion_tokens == 3000
+
+
 def test_one_completion_after_the_other_can_be_stopped(stubs: Stubs) -> None:
     position = 0
     with talking(stubs) as talk:
@@ -722,15 +757,15 @@ INVALID = (
     ("complete.stop[1]", command("x", complete=CompleteRequest(stop=["a", ""]))),
     ("complete.logprobs", command("x", complete=CompleteRequest(logprobs=21))),
     (
-        "complete.prompt_tokens.ids",
+        "complete.prompt_tokens.ids[0]",
         command("x", complete=CompleteRequest(prompt_tokens=TokenIds(ids=[SIZE]))),
     ),
     ("complete.session", command("x", complete=CompleteRequest(session="sessions/x"))),
     ("complete.model", command("x", complete=CompleteRequest(model="lstm"))),
     ("feed.text", command("x", feed=Feed())),
-    ("feed.tokens.ids", command("x", feed=Feed(tokens=TokenIds(ids=[0, -1])))),
+    ("feed.tokens.ids[1]", command("x", feed=Feed(tokens=TokenIds(ids=[0, -1])))),
     ("score.text", command("x", score=Feed())),
-    ("score.tokens.ids", command("x", score=Feed(tokens=TokenIds(ids=[SIZE])))),
+    ("score.tokens.ids[0]", command("x", score=Feed(tokens=TokenIds(ids=[SIZE])))),
     ("score.logprobs", command("x", score=Feed(text="a", logprobs=21))),
     ("score.logprobs", command("x", score=Feed(text="a", logprobs=-1))),
     ("complete.request_id", command("x", complete=CompleteRequest(request_id=TOO_LONG))),

@@ -199,7 +199,7 @@ def turn(stubs: Stubs, session: str, prompt: str) -> str:
 def whose_connections(secure: SecureRedis) -> set[str]:
     """Users of the connections over TCP."""
     with secure.redis.client() as client:
-        return {each["user"] for each in client.client_list() if "sock" not in each["addr"]}
+        return {each["user"] for each in client.client_list() if "U" not in each["flags"]}
 
 
 def test_files_are_read_again_when_they_change(

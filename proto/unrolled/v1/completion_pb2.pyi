@@ -211,8 +211,10 @@ class ConverseRequest(_message.Message):
         request_id: str
         def __init__(self, text: _Optional[str] = ..., tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., logprobs: _Optional[int] = ..., expected_position: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
     class Stop(_message.Message):
-        __slots__ = ()
-        def __init__(self) -> None: ...
+        __slots__ = ("command_id",)
+        COMMAND_ID_FIELD_NUMBER: _ClassVar[int]
+        command_id: str
+        def __init__(self, command_id: _Optional[str] = ...) -> None: ...
     class Checkpoint(_message.Message):
         __slots__ = ("checkpoint", "expected_position")
         CHECKPOINT_FIELD_NUMBER: _ClassVar[int]

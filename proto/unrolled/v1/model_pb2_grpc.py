@@ -57,14 +57,16 @@ class ModelServiceServicer(object):
     """
 
     def ListModels(self, request, context):
-        """Describes every version of every model in the repository, the failed ones included.
+        """Describes every version of every model in the repository, the failed ones included; of their
+        vocabularies not `tokens`, which may be large.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes one version of one model.
+        """Describes one version of one model. A vocabulary of 100,000 words and more may need a client that
+        takes messages larger than gRPC's default, 4 MiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

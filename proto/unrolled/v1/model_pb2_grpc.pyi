@@ -25,13 +25,17 @@ class ModelServiceStub:
         unrolled.v1.model_pb2.ListModelsRequest,
         unrolled.v1.model_pb2.ListModelsResponse,
     ]
-    """Describes every version of every model in the repository, the failed ones included."""
+    """Describes every version of every model in the repository, the failed ones included; of their
+    vocabularies not `tokens`, which may be large.
+    """
 
     GetModel: grpc.UnaryUnaryMultiCallable[
         unrolled.v1.model_pb2.GetModelRequest,
         unrolled.v1.model_pb2.GetModelResponse,
     ]
-    """Describes one version of one model."""
+    """Describes one version of one model. A vocabulary of 100,000 words and more may need a client that
+    takes messages larger than gRPC's default, 4 MiB.
+    """
 
 class ModelServiceAsyncStub:
     """Tells which models the server has."""
@@ -40,13 +44,17 @@ class ModelServiceAsyncStub:
         unrolled.v1.model_pb2.ListModelsRequest,
         unrolled.v1.model_pb2.ListModelsResponse,
     ]
-    """Describes every version of every model in the repository, the failed ones included."""
+    """Describes every version of every model in the repository, the failed ones included; of their
+    vocabularies not `tokens`, which may be large.
+    """
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
         unrolled.v1.model_pb2.GetModelRequest,
         unrolled.v1.model_pb2.GetModelResponse,
     ]
-    """Describes one version of one model."""
+    """Describes one version of one model. A vocabulary of 100,000 words and more may need a client that
+    takes messages larger than gRPC's default, 4 MiB.
+    """
 
 class ModelServiceServicer(metaclass=abc.ABCMeta):
     """Tells which models the server has."""
@@ -57,7 +65,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.model_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[unrolled.v1.model_pb2.ListModelsResponse]]:
-        """Describes every version of every model in the repository, the failed ones included."""
+        """Describes every version of every model in the repository, the failed ones included; of their
+        vocabularies not `tokens`, which may be large.
+        """
 
     @abc.abstractmethod
     def GetModel(
@@ -65,6 +75,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.model_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.model_pb2.GetModelResponse, collections.abc.Awaitable[unrolled.v1.model_pb2.GetModelResponse]]:
-        """Describes one version of one model."""
+        """Describes one version of one model. A vocabulary of 100,000 words and more may need a client that
+        takes messages larger than gRPC's default, 4 MiB.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
