@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from google.rpc import status_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
+from unrolled_server.bounded_queue import BoundedQueue
 from unrolled_server.errors import (
     Draining,
     FieldError,
@@ -16,11 +17,11 @@ from unrolled_server.errors import (
     ServerError,
     SlowReader,
 )
-from unrolled_server.lane import EngineFailure
 from unrolled_server.recording import Recording, recorded_deltas, recorded_outcome
 from unrolled_server.scoring import Scores, recorded_scores
 from unrolled_server.session import Session
 from unrolled_server.status import InternalError, status_of
+from unrolled_server.turn import EngineFailure
 from unrolled_server.turns import ActiveTurn, Turns, check_model
 from unrolled_server.types import TurnRequest
 from unrolled_server.wire import (
@@ -42,6 +43,7 @@ Response = completion_pb2.ConverseResponse
 Send = Callable[[Response], Awaitable[None]]
 
 MAX_QUEUED = 64
+MAX_QUEUED_BYTES = 1 << 20
 
 
 @contextmanager
@@ -72,7 +74,7 @@ class Command:
         self.message = message
         self.kind = message.WhichOneof("command")
         self.stopped = False
-        self.committed = False
+        self.over = False
         """Set once there is nothing left to stop."""
         self.turn: ActiveTurn | None = None
 
@@ -87,7 +89,7 @@ class Conversation:
     """Carries out the commands of one stream in order; a stop acts as soon as it is read.
 
     A command that fails ends with an error event, and the stream goes on. Behind MAX_QUEUED
-    commands that have not begun nothing more is read, a stop neither.
+    commands that have not begun, or MAX_QUEUED_BYTES of them, nothing more is read, a stop neither.
     """
 
     def __init__(self, turns: Turns, send: Send) -> None:
@@ -95,7 +97,7 @@ class Conversation:
         self._send = send
         self._session: Session | None = None
         self._unfinished: list[Command] = []
-        self._queue: asyncio.Queue[Command | None] = asyncio.Queue(MAX_QUEUED)
+        self._queue: BoundedQueue[Command | None] = BoundedQueue(MAX_QUEUED, MAX_QUEUED_BYTES)
 
     async def run(self, requests: AsyncIterator[Request]) -> None:
         """Serve the stream until the caller ends it.
@@ -128,7 +130,7 @@ class Conversation:
             self._stop(command.message.stop.command_id)
         else:
             self._unfinished.append(command)
-            await self._queue.put(command)
+            await self._queue.put(command, command.message.ByteSize())
 
     async def _next(self, draining: asyncio.Task[bool]) -> Command | None:
         """The next command; a server that drains waits for none."""
@@ -147,25 +149,29 @@ class Conversation:
         Without one there is nothing to do.
         """
         for command in self._unfinished:
-            if command.kind != "complete" or command.committed:
+            if command.kind != "complete" or command.over:
                 continue
             if id_ in ("", command.message.command_id):
                 command.stop()
                 return
 
     async def _answer(self, command: Command) -> None:
+        failure: ServerError
         try:
             self._check_order(command)
             with fields_of(command.kind):
                 await self._carry_out(command)
+            return
         except SlowReader:
             # A write is still on its way: there is no telling the caller within the stream.
             raise
         except ServerError as error:
-            await self._event(command, error=status_of(error))
+            failure = error
         except EngineFailure:
             # The engine has logged it; the session is where it was, and the stream goes on.
-            await self._event(command, error=status_of(InternalError()))
+            failure = InternalError()
+        command.over = True
+        await self._event(command, error=status_of(failure))
 
     def _check_order(self, command: Command) -> None:
         """Refuse what does not come where it may in a stream. Raises InvalidField."""
@@ -218,7 +224,7 @@ class Conversation:
 
     async def _complete(self, command: Command, request: TurnRequest) -> None:
         if (answer := await self._turns.answered(request)) is not None:
-            command.committed = True
+            command.over = True
             for part in recorded_deltas(answer):
                 await self._event(command, delta=part)
             await self._event(command, outcome=recorded_outcome(answer))
@@ -232,7 +238,7 @@ class Conversation:
                 part = delta_message(delta, turn.model.vocabulary)
                 recording.add(part)
                 await self._event(command, delta=part)
-        command.committed = True
+        command.over = True
         await self._event(command, outcome=outcome_message(turn.outcome))
 
     async def _score(self, command: Command, request: TurnRequest) -> None:

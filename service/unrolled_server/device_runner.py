@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from unrolled_server.device_memory import EXCLUSIVE, Binding, Part, SharedBlock, open_session
 from unrolled_server.device_states import ROWS, DeviceStates
-from unrolled_server.runner import StateSpec, check_signature
+from unrolled_server.runner import LOGPROBS_BYTES, StateSpec, check_signature
 from unrolled_server.types import MAX_STEPS, Floats, Tokens
 
 STEP = "device.onnx"
@@ -39,9 +39,6 @@ GREEDY_DIVISOR = 1e-30
 """In place of a temperature of 0: only the likeliest tokens keep a chance."""
 LEAST_TEMPERATURE = 1e-6
 """Positive temperatures below this would overflow; they are greedy in all but name."""
-
-LOGPROBS_BYTES = 64 << 20
-"""Of a run's log-probabilities on the host, where that leaves more than one step."""
 
 
 @dataclass(frozen=True)

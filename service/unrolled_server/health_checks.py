@@ -19,10 +19,12 @@ LIVENESS = "liveness"
 
 
 class Servicer(health.HealthServicer):
-    """The library's, with the List that it lacks."""
+    """The library's, with the List that it lacks, and watches that end."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.over = asyncio.Event()
+        """Set once nobody is to be told of any more changes."""
         self._checks: dict[str, health_pb2.HealthCheckResponse] = {}
 
     async def set(self, service: str, status: Any) -> None:
@@ -33,6 +35,19 @@ class Servicer(health.HealthServicer):
         # The library's stubs lack it too.
         listed: Message = health_pb2.HealthListResponse(statuses=self._checks)  # type: ignore[attr-defined]
         return listed
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        tasks = {
+            asyncio.ensure_future(super().Watch(request, context)),
+            asyncio.ensure_future(self.over.wait()),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
 
 
 class HealthChecks:
@@ -60,6 +75,10 @@ class HealthChecks:
         """The server takes no more turns."""
         self._is_ending = True
         await self.set_ready(False)
+
+    def end_watches(self) -> None:
+        """End the calls that are told of changes: they would keep the server from ending."""
+        self.servicer.over.set()
 
     async def watch(self, sessions: SessionKeeper, models: Models) -> None:
         """Be ready only while sessions can be got at, for ever."""

@@ -23,7 +23,7 @@ from unrolled_server.row import Row
 from unrolled_server.running import AnyRunner
 from unrolled_server.scheduler import Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
-from unrolled_server.turn import Turn
+from unrolled_server.turn import EngineFailure, Turn
 from unrolled_server.types import MAX_STEPS, Floats, Prefix, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
@@ -31,10 +31,6 @@ logger = logging.getLogger(__name__)
 
 LEAST_TOLD = 4
 """Steps of a run that only tells, at least."""
-
-
-class EngineFailure(Exception):
-    """A run failed; the turn it was part of is lost, what it started from is not."""
 
 
 class Lane:
@@ -221,7 +217,8 @@ class Lane:
             if row.turn.cancelled:
                 self._leave(place)
                 continue
-            if row.turn.stopping and batch.draw_left[place] and row.stop():
+            if row.turn.stopping and batch.draw_left[place]:
+                row.stop()
                 batch.stop(place)
             if batch.is_finished(place):
                 self._finish(place)
@@ -313,7 +310,6 @@ class Lane:
         self._runner.fetch(sorted({*leaving, *marked}))
         for place in marked:
             self._remember(place)
-        leaving.update(dict.fromkeys(overflowed, self._fail))
         for place in sorted(leaving, reverse=True):
             leaving[place](place)
 
@@ -342,7 +338,6 @@ class Lane:
             # Whatever the row came to behind the end of its text, it has not come to it.
             logprobs[kept:, place, 0] = 0
             self._runner.rewind(place, fed)
-            row.replay()
             batch.tell_again(place, tokens[:kept, place], steps)
         batch.taken(place, row)
 

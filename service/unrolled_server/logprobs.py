@@ -6,6 +6,31 @@ import numpy as np
 
 from unrolled_server.types import Floats, Logprobs, Tokens
 
+SORTED_WHOLE = 256
+"""Tokens up to which it is faster to sort all of them than to look for the likeliest first."""
+
+
+def likeliest(logprobs: Floats, top: int) -> Tokens:
+    """Ids of the `top` likeliest tokens of N distributions, [N, top], the likeliest first.
+
+    The lower id comes first where two are equal. logprobs: [N, V]; of a row with what is no
+    number, the ids mean nothing.
+    """
+    count, size = logprobs.shape
+    if not top or size <= SORTED_WHOLE:
+        return np.argsort(-logprobs, axis=1, kind="stable")[:, :top].astype(np.int32)
+    rows = [_likeliest(row, min(top, size)) for row in logprobs]
+    return np.array(rows, np.int32).reshape(count, min(top, size))
+
+
+def _likeliest(logprobs: Floats, top: int) -> Tokens:
+    """Ids of the `top` likeliest of one distribution [V], without a sort of all."""
+    worst = np.partition(logprobs, -top)[-top]
+    # What is no number compares as neither less nor more, and is a candidate.
+    candidates = np.flatnonzero(~(logprobs < worst))
+    order = np.argsort(-logprobs[candidates], kind="stable")[:top]
+    return candidates[order].astype(np.int32)
+
 
 class LogprobTape:
     """Log-probabilities of one turn's tokens, first in first out.
@@ -20,9 +45,7 @@ class LogprobTape:
     def record(self, tokens: list[int], logprobs: Floats) -> None:
         """Append N tokens and the distributions [N, V] that they were taken from."""
         places = np.arange(len(tokens))
-        # A stable sort of the negated values puts the lower id first where two are equal.
-        order = np.argsort(-logprobs, axis=1, kind="stable")[:, : self.top] if self.top else None
-        ids = np.zeros((len(tokens), 0), np.int32) if order is None else order.astype(np.int32)
+        ids = likeliest(logprobs, self.top)
         chosen, top_logprobs = logprobs[places, tokens], logprobs[places[:, None], ids]
         unset = np.zeros(len(tokens), np.bool_)
         self._parts.append(Logprobs(chosen, unset, ids, top_logprobs))

@@ -43,18 +43,15 @@ class Row:
         self._told = task.told[self._skipped :]
         self._drawn = 0
         self._sent = 0
-        self._replays = False
         self._stopped = False
         self._tokens: list[int] = []
         self._tape = None
         if task.logprobs is not None:
             self._tape = LogprobTape(min(task.logprobs, vocabulary.size))
-        # Of the last tokens' bytes, those that matter do not depend on what precedes.
-        told_bytes = [vocabulary.piece(None, token) for token in task.told[-4:].tolist()]
         self._text = text_stream(
             vocabulary,
             task.stop,
-            partial_after(task.start.partial, told_bytes),
+            partial_after(vocabulary, task.start.partial, task.told),
             newest_shown(vocabulary, task.start.previous, task.told),
         )
         self._take_first(task, vocabulary)
@@ -90,12 +87,9 @@ class Row:
         top = 0 if self._tape is None else self._tape.top
         return self.turn.task.scores and len(self._tokens) * (1 + top) >= SCORES_PER_DELTA
 
-    def stop(self) -> bool:
-        """Draw no more; what is to be told is still told. Whether that is the row's to decide."""
-        if self._replays:
-            return False
+    def stop(self) -> None:
+        """Draw no more; what is to be told is still told."""
         self._stopped = True
-        return True
 
     def told(self, left: int, steps: int) -> Tokens:
         """The next `steps` of the `left` tokens that are still to be told, or fewer."""
@@ -131,10 +125,6 @@ class Row:
     def has_ended(self) -> bool:
         """Whether the text has ended, and nothing more is drawn."""
         return self._text.reason is not None
-
-    def replay(self) -> None:
-        """The row goes back to where the last run began, and is told what it keeps of it."""
-        self._replays = True
 
     def flush(self, now: float) -> Delta | None:
         """Everything that may be shown since the last delta; None where that is nothing."""

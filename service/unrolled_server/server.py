@@ -143,6 +143,7 @@ class Server:
         await self.checks.end()
         if cut_short := await self.turns.drain(self.config.drain_timeout, at_once):
             log_event(logger, logging.WARNING, "turns_cut_short", turns=cut_short)
+        self.checks.end_watches()
         await _end_calls(self.calls, at_once)
         # Until here the store is to know which sessions have turns under way.
         for task in self.tasks:

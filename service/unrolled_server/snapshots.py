@@ -25,7 +25,7 @@ from unrolled_server.snapshot_layout import (
     encode,
 )
 from unrolled_server.tenants import tenant
-from unrolled_server.text import partial_after
+from unrolled_server.text import partial_of
 from unrolled_server.types import Checkpoint, SessionView
 
 UNUSABLE = (
@@ -128,6 +128,6 @@ def _fits(past: Checkpoint, model: ServedModel) -> bool:
     return (
         past.position >= 0
         and all(0 <= token < model.vocabulary.size for token in tokens)
-        and partial_after(past.partial, ()) == past.partial
+        and partial_of(past.partial) == past.partial
         and (past.state is None or model.bears(past.state))
     )

@@ -10,12 +10,26 @@ from typing import Protocol
 from unrolled_server.types import FinishReason, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
+LONGEST_CHARACTER = 4
+"""Bytes in UTF-8."""
 
-def partial_after(partial: bytes, tokens: Sequence[bytes]) -> bytes:
-    """The unfinished character at the end of `partial` and the bytes of `tokens`."""
+
+def partial_of(text: bytes) -> bytes:
+    """The unfinished character at the end of UTF-8 text."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(partial + b"".join(tokens))
+    decoder.decode(text)
     return decoder.getstate()[0]
+
+
+def partial_after(vocabulary: Vocabulary, partial: bytes, told: Tokens) -> bytes:
+    """The unfinished character at the end of `partial` and the bytes of the tokens `told`."""
+    end = b""
+    for token in reversed(told):
+        # What precedes a token may change how it begins, not how it ends.
+        end = vocabulary.piece(None, int(token)) + end
+        if len(end) >= LONGEST_CHARACTER:
+            return partial_of(end)
+    return partial_of(partial + end)
 
 
 def newest_shown(vocabulary: Vocabulary, previous: int | None, told: Tokens) -> int | None:

@@ -49,6 +49,10 @@ class Task:
     """Of `told`, where that is told to the empty state."""
 
 
+class EngineFailure(Exception):
+    """A run failed; the turn it was part of is lost, what it started from is not."""
+
+
 class Turn:
     """One turn under way."""
 
@@ -85,7 +89,7 @@ class Turn:
         return any(isinstance(message, Ending) for message in self._inbox)
 
     async def next(self) -> Delta | Ending:
-        """The next message; raises what the engine failed with."""
+        """The next message; raises EngineFailure, or what else ended the turn."""
         while not self._inbox:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter

@@ -515,6 +515,14 @@ def test_there_may_be_many_commands_in_line(stubs: Stubs, lone: LoneSession) -> 
     assert drawn("c", events).text == lone.draw(9)
 
 
+def test_behind_a_mebibyte_of_commands_nothing_is_read(stubs: Stubs) -> None:
+    large = [feeding(name, "é" * 350_000) for name in ("x", "y")]
+    _, *events = converse(stubs, opening(), completing("c", "x", 3000), *large, STOP)
+    # The stop was read once there was nothing to stop any more.
+    assert outcome("c", events).finish_reason == FINISH_REASON_LENGTH
+    assert [error(name, events).reason for name in ("x", "y")] == ["UNKNOWN_TEXT"] * 2
+
+
 @pytest.mark.parametrize("name", ["", "1", "\0 é😀\n", "x" * 10_000])
 def test_every_event_repeats_the_id_of_its_command(stubs: Stubs, name: str) -> None:
     events = converse(

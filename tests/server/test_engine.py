@@ -17,10 +17,10 @@ from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.step_graph import step_graph
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
-from unrolled_server.lane import EngineFailure, Lane
+from unrolled_server.lane import Lane
 from unrolled_server.runner import PROMPT_STEPS, Runner, StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
-from unrolled_server.turn import Task, Turn
+from unrolled_server.turn import EngineFailure, Task, Turn
 from unrolled_server.types import MAX_STEPS, Checkpoint, Ending, Floats, Sampling, Tokens
 from unrolled_server.vocabulary import CharacterVocabulary
 

@@ -18,7 +18,12 @@ from typing import Any, NoReturn, TypeAlias, cast
 import grpc
 import pytest
 import torch
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1.health_pb2 import (  # type: ignore[attr-defined]
+    HealthCheckRequest,
+    HealthCheckResponse,
+    HealthListRequest,
+)
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
@@ -270,6 +275,30 @@ def test_health_is_per_service_and_ends_with_the_drain(repository: Repository) -
             assert answer.status == HealthCheckResponse.NOT_SERVING
 
 
+def test_who_watches_is_told_and_does_not_hold_the_server_up(repository: Repository) -> None:
+    with (
+        running_server(repository.path) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        health: Any = HealthStub(channel)
+        watch = health.Watch(HealthCheckRequest(), timeout=SECONDS)
+        assert next(watch).status == HealthCheckResponse.SERVING
+        server.process.terminate()
+        # The call ends as it should, and is not cut off.
+        assert [answer.status for answer in watch] == [HealthCheckResponse.NOT_SERVING]
+        assert server.process.wait(SECONDS) == 0
+
+
+def test_all_checks_are_listed(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        health: Any = HealthStub(channel)
+        listed = health.List(HealthListRequest(), timeout=SECONDS).statuses
+    serving = HealthCheckResponse.SERVING
+    assert {name: check.status for name, check in listed.items()} == dict.fromkeys(
+        ["", *SERVICES, "liveness"], serving
+    )
+
+
 @pytest.mark.parametrize("service", ["", *SERVICES])
 def test_a_server_with_models_is_healthy(server: RunningServer, service: str) -> None:
     with grpc.insecure_channel(server.address) as channel:
@@ -303,6 +332,15 @@ def test_reflection_lists_the_services(server: RunningServer) -> None:
         (answer,) = reflection.ServerReflectionInfo(requests, timeout=SECONDS)
     names = {service.name for service in answer.list_services_response.service}
     assert {*SERVICES, "grpc.health.v1.Health"} <= names
+
+
+def test_reflection_tells_of_what_no_message_has(server: RunningServer) -> None:
+    with grpc.insecure_channel(server.address) as channel:
+        requests = iter([ServerReflectionRequest(file_containing_symbol="unrolled.v1.ErrorReason")])
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        (answer,) = reflection.ServerReflectionInfo(requests, timeout=SECONDS)
+    (file,) = answer.file_descriptor_response.file_descriptor_proto
+    assert FileDescriptorProto.FromString(file).enum_type[0].name == "ErrorReason"
 
 
 @contextmanager

@@ -310,6 +310,18 @@ def test_every_model_is_listed_once_in_order(damaged: Damaged) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_listed_is_what_there_is_but_for_tokens(damaged: Damaged) -> None:
+    models = damaged.stubs.models
+    (listed,) = (
+        each for each in models.ListModels(ListModelsRequest()).models if each.name == "lstm"
+    )
+    whole = models.GetModel(GetModelRequest(name="lstm")).model
+    assert len(whole.vocabulary.tokens) == whole.vocabulary.size
+    assert not listed.vocabulary.tokens
+    del whole.vocabulary.tokens[:]
+    assert listed == whole
+
+
 def test_a_folder_whose_name_is_not_utf8_is_listed(damaged: Damaged) -> None:
     models = damaged.stubs.models.ListModels(ListModelsRequest()).models
     (model,) = [model for model in models if model.name.startswith("latin-")]

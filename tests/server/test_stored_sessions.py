@@ -217,7 +217,11 @@ def test_a_session_of_a_model_that_is_not_served_names_it(
         expected = {"session": lost, "model": "lstm/1", "fingerprint": fingerprint}
         assert refusal.metadata == expected
         turn(second.stubs, kept, "a", 0)
+        for model in ("lstm", "lstm/1"):
+            assert [session.name for session in listed(second.stubs, 10, model)] == [lost]
         second.stubs.sessions.DeleteSession(DeleteSessionRequest(name=lost))
+        unknown = refused(second.stubs.sessions.ListSessions, ListSessionsRequest(model="lstm"))
+        assert unknown.reason == "MODEL_NOT_FOUND"
         gone = refused(second.stubs.sessions.GetSession, GetSessionRequest(name=lost))
         assert gone.reason == "SESSION_NOT_FOUND"
 
