@@ -88,13 +88,16 @@ class _Search:
         yield from self._extended((), head.outputs if embedding is None else embedding.inputs)
 
     def _is_numbered_otherwise(self) -> bool:
-        """Whether by its number the embedding comes after a part, or the head before one."""
+        """Whether by its number the embedding comes after a part, or the head before one.
+
+        (Their own two numbers tell nothing: `w1` may be either.)
+        """
         embedding, head = self._ends.embedding, self._ends.head
         if embedding is head:
             return False
         if any(head.name in self._earlier[name] for name in self._names):
             return True
-        return embedding is not None and bool(self._earlier[embedding.name])
+        return embedding is not None and bool(self._earlier[embedding.name] - {head.name})
 
     def _extended(self, done: tuple[Part, ...], width: int) -> Iterator[tuple[Part, ...]]:
         """Every way to go on from `done`, whose output is `width` wide, over all other parts."""

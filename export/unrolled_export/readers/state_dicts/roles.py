@@ -1,36 +1,29 @@
 """Which of the readings that the widths allow a state dict means.
 
-The embedding and the head come first (`ends`), then the order of what is between (`chains`).
-Where widths leave a choice of order, that in which a pickled model registers its parts and then
-their names tell it; where these leave a choice too, the user does.
+The embedding and the head come first (`ends`), then what is between (`chains`) and in which order
+(`orders`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations, count, groupby
+from itertools import count, groupby
 
-from unrolled_export.errors import SettingError
 from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.chains import Chain, TooManyOrders, find_chains
 from unrolled_export.readers.state_dicts.ends import (
-    BEFORE_NAME,
     Ends,
+    agrees_with_classes,
     check_same_ends,
     possible_ends,
 )
+from unrolled_export.readers.state_dicts.orders import placed
 from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, find_matrices, find_norms
 from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.tensors import Tensors
 
-_AFTER_NAME = re.compile(
-    r"out|head|decod|post|final|last|(^|[._])(fc\d*|proj|additional_fc|(ln|norm)_f)([._]|$)",
-    re.IGNORECASE,
-)
-_MOST_CHOICES = 4
 _MOST_SHOWN = 12
 
 
@@ -38,39 +31,79 @@ def find_roles(
     tensors: Tensors, recurrent: Sequence[Recurrent], settings: Settings, modules: Modules
 ) -> tuple[Chain, tuple[str, ...]]:
     """The likeliest chain over the recurrent modules and the tensors left beside them, and what
-    was assumed of its order.
+    was assumed of its ends and its order.
 
     Settings settle what is ambiguous: `input` (embedding or one-hot), `head` (a tensor's name),
     `norm` (before or after the recurrent layers), `order` (the parts' names, in order). Raises
     CheckpointError where nothing fits, and SettingNeeded where more than one reading does.
     """
+    matrices, norms = find_matrices(tensors), find_norms(tensors, modules)
+    parts: tuple[Part, ...] = (*recurrent, *norms)
+    ends = _allowed_ends(matrices, settings, modules)
+    try:
+        steps = count()
+        chains = (
+            _likeliest(ends, matrices, parts, steps)
+            # These leave tensors over, which the caller refuses.
+            or _likeliest(ends, (), parts, steps)
+            or _likeliest(ends, (), recurrent, steps)
+        )
+        if not chains:
+            raise tensors.error(_nothing_fits(tensors, recurrent))
+        check_same_ends(tensors, [chain.ends for chain in chains])
+        naming = _assumed_of_names(tensors, chains[0].ends, ends, matrices, parts)
+    except TooManyOrders as error:
+        raise tensors.error(
+            f"{len(matrices)} matrices, {len(norms)} norms and {len(recurrent)} recurrent modules "
+            "may follow one another in too many orders"
+        ) from error
+    chain, placing = placed(tensors, chains, settings, modules)
+    lone = _lone_biases(tensors, matrices, norms)
+    return _with_lone_bias(chain, lone), (*naming, *placing)
+
+
+def _allowed_ends(matrices: Sequence[Matrix], settings: Settings, modules: Modules) -> list[Ends]:
+    """Every choice that agrees with the settings and, where any does, with a pickled model."""
     form = settings.choice("input", ("embedding", "one-hot"))
     head = settings.text("head")
-    matrices, norms = find_matrices(tensors), find_norms(tensors, modules)
     ends = [
         choice
         for choice in possible_ends(matrices)
         if form in (None, "embedding" if choice.embedding else "one-hot")
         and (head is None or head in choice.head.names)
     ]
-    try:
-        steps = count()
-        chains = (
-            _likeliest(ends, matrices, (*recurrent, *norms), steps)
-            # These leave tensors over, which the caller refuses.
-            or _likeliest(ends, (), (*recurrent, *norms), steps)
-            or _likeliest(ends, (), recurrent, steps)
-        )
-    except TooManyOrders as error:
-        raise tensors.error(
-            f"{len(matrices)} matrices, {len(norms)} norms and {len(recurrent)} recurrent modules "
-            "may follow one another in too many orders"
-        ) from error
-    if not chains:
-        raise tensors.error(_nothing_fits(tensors, recurrent))
-    check_same_ends(tensors, [chain.ends for chain in chains])
-    chain, assumptions = _placed(tensors, chains, settings, modules)
-    return _with_lone_bias(chain, _lone_biases(tensors, matrices, norms)), assumptions
+    return [choice for choice in ends if agrees_with_classes(choice, modules)] or ends
+
+
+def _assumed_of_names(
+    tensors: Tensors,
+    chosen: Ends,
+    ends: Sequence[Ends],
+    matrices: Sequence[Matrix],
+    parts: Sequence[Part],
+) -> tuple[str, ...]:
+    """What names alone tell of the ends: which of two that could be exchanged is the head.
+
+    Raises SettingNeeded where they do not tell it either.
+    """
+    embedding, head = chosen.embedding, chosen.head
+    if embedding is None or chosen.is_tied:
+        return ()
+    exchanged = [one for one in ends if one.embedding is head and one.head is embedding]
+    by_number = _fits(chosen, matrices, parts, by_number=True)
+    if not any(_fits(one, matrices, parts, by_number=by_number) for one in exchanged):
+        return ()
+    if not chosen.are_named:
+        check_same_ends(tensors, [chosen, *exchanged])
+    names = f"{embedding.weight} is the embedding and {head.weight} the head"
+    return (f"{names}, by their names (else --set head={embedding.weight})",)
+
+
+def _fits(
+    choice: Ends, matrices: Sequence[Matrix], parts: Sequence[Part], *, by_number: bool
+) -> bool:
+    between = (*choice.without(matrices), *parts)
+    return any(True for _ in find_chains(choice, between, by_number, count()))
 
 
 def _likeliest(
@@ -113,118 +146,6 @@ def _with_lone_bias(chain: Chain, lone: Sequence[tuple[str, int]]) -> Chain:
         return chain
     fitting = [name for name, size in lone if size == chain.ends.head.outputs]
     return replace(chain, head_bias=fitting[0]) if len(fitting) == 1 else chain
-
-
-def _placed(
-    tensors: Tensors, chains: Sequence[Chain], settings: Settings, modules: Modules
-) -> tuple[Chain, tuple[str, ...]]:
-    """The chain whose parts are at the likeliest places, and what that takes for granted."""
-    if len(chains) == 1:
-        return chains[0], ()
-    chosen = _chosen(chains, settings)
-    registered = [chain for chain in chosen if _is_registered(chain, modules)] or chosen
-    best = max(_place_evidence(chain) for chain in registered)
-    likeliest = [chain for chain in registered if _place_evidence(chain) == best]
-    # Several of one order leave the same tensors over, which the caller refuses.
-    if len(_orders(likeliest)) > 1:
-        _ask_for_order(tensors, likeliest)
-    order = _order(likeliest[0]).replace(",", ", ")
-    return likeliest[0], (f"the parts follow one another as {order}",) if len(chosen) > 1 else ()
-
-
-def _chosen(chains: Sequence[Chain], settings: Settings) -> list[Chain]:
-    """Those that agree with the settings. Raises SettingError where none does."""
-    place = settings.choice("norm", ("before", "after"))
-    order = settings.text("order")
-    chosen = [
-        chain
-        for chain in chains
-        if (place is None or _norms_are(place, chain)) and order in (None, _order(chain))
-    ]
-    if not chosen:
-        setting = f"norm={place}" if order is None else f"order={order}"
-        orders = " or ".join(_orders(chains)[:_MOST_CHOICES])
-        raise SettingError(f"--set {setting}: the widths allow {orders}")
-    return chosen
-
-
-def _norms_are(place: str, chain: Chain) -> bool:
-    """Whether every norm has a recurrent module somewhere on that side of it."""
-    kinds = [isinstance(part, Recurrent) for part in chain.parts]
-    norms = [index for index, part in enumerate(chain.parts) if isinstance(part, Norm)]
-    if place == "before":
-        return all(any(kinds[index:]) for index in norms)
-    return all(any(kinds[:index]) for index in norms)
-
-
-def _order(chain: Chain) -> str:
-    """The setting that chooses this chain."""
-    return ",".join(part.name for part in chain.parts)
-
-
-def _orders(chains: Sequence[Chain]) -> list[str]:
-    return list(dict.fromkeys(map(_order, chains)))
-
-
-def _is_registered(chain: Chain, modules: Modules) -> bool:
-    """Whether the pickled model registers all parts, and nowhere in another order.
-
-    A container holds its parts together whatever runs between them, unless it is nn.Sequential:
-    its place among other parts tells nothing.
-    """
-    names = [part.name for part in chain.parts]
-    places = {path: place for place, path in enumerate(modules)}
-    spread = {path for path in modules if _is_spread(path, names, modules)}
-    pairs = [_parted(one, other) for one, other in combinations(names, 2)]
-    return all(name in places for name in names) and all(
-        places.get(one, 0) <= places.get(other, 0)
-        for one, other in pairs
-        if not {one, other} & spread
-    )
-
-
-def _is_spread(path: str, names: Sequence[str], modules: Modules) -> bool:
-    inside = [name for name in names if name.startswith(f"{path}.")]
-    return len(inside) > 1 and modules[path].class_name != "Sequential"
-
-
-def _parted(one: str, other: str) -> tuple[str, str]:
-    """Two paths, each up to the component where they part."""
-    first, second = one.split("."), other.split(".")
-    shared = 1
-    while first[:shared] == second[:shared] and shared < min(len(first), len(second)):
-        shared += 1
-    return ".".join(first[:shared]), ".".join(second[:shared])
-
-
-def _place_evidence(chain: Chain) -> int:
-    """How many matrices and norms are where their names say, less those that are not."""
-    before = sum(_looks_like_before(part) for part in chain.before)
-    return before - sum(_looks_like_before(part) for part in chain.after)
-
-
-def _looks_like_before(part: Part) -> int:
-    """1 for a name of what comes before the recurrent layers, -1 for one of what comes after."""
-    if BEFORE_NAME.search(part.name):
-        return 1
-    return -1 if _AFTER_NAME.search(part.name) else 0
-
-
-def _ask_for_order(tensors: Tensors, chains: Sequence[Chain]) -> None:
-    """Raises SettingNeeded."""
-    by_place = {
-        place: [chain for chain in chains if _norms_are(place, chain)]
-        for place in ("before", "after")
-    }
-    if len(chains) == 2 and all(len(found) == 1 for found in by_place.values()):
-        names = ", ".join(part.name for part in chains[0].parts if isinstance(part, Norm))
-        raise tensors.unsettled(
-            f"{names} may normalise what the recurrent layers read or what they put out",
-            "norm",
-            ("before", "after"),
-        )
-    orders = _orders(chains)[:_MOST_CHOICES]
-    raise tensors.unsettled("the widths allow more than one order of the parts", "order", orders)
 
 
 def _nothing_fits(tensors: Tensors, recurrent: Sequence[Recurrent]) -> str:
