@@ -366,10 +366,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: square(again=nn.GRU(H, H)),
         "layers of different kinds",
     ),
-    "backward": (
-        lambda: model(embed=nn.Embedding(V, E), rnn_bw=nn.LSTM(E, H), fc=nn.Linear(H, V)),
-        "named as one that reads a text from its end",
-    ),
     "no mean": (lambda: usual(norm=nn.RMSNorm(H)), "module norm (RMSNorm) is of a class"),
     "of groups": (lambda: usual(norm=nn.GroupNorm(1, H)), "module norm (GroupNorm) is of a class"),
     "rescaled embeddings": (
@@ -389,6 +385,29 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         "do not follow one another between an embedding and a head",
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["rnn_bw", "Backward_rnn", "rtl_rnn", "r2l"])
+def test_a_module_that_reads_from_the_end(name: str) -> None:
+    parts = {"embed": nn.Embedding(V, E), name: nn.LSTM(E, H), "fc": nn.Linear(H, V)}
+    with pytest.raises(CheckpointError, match=f"{name}.weight_ih_l0 is named as one that reads"):
+        recognition.read(model(**parts).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("fwd", "rev"), ("l2r", "r2l"), ("ltr_rnn", "rtl_rnn"), ("lstm", "lstm_reversed")],
+)
+def test_two_modules_of_which_one_reads_from_the_end(one: str, other: str) -> None:
+    parts = {one: nn.LSTM(H, H), other: nn.LSTM(H, H)}
+    whole = model(embed=nn.Embedding(V, H), **parts, fc=nn.Linear(H, V))
+    with pytest.raises(CheckpointError, match=f"{other}.weight_ih_l0 is named as one that reads"):
+        recognition.read(whole.state_dict(), f"order={one},{other}")
+
+
+def test_words_that_begin_alike_are_no_direction() -> None:
+    parts = {"embed": nn.Embedding(V, E), "revised": nn.LSTM(E, H), "fc": nn.Linear(H, V)}
+    assert "lstm revised.*" in recognition.read(model(**parts).state_dict()).text
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -685,18 +704,96 @@ def test_what_is_assumed_of_classes() -> None:
     )
 
 
-@pytest.mark.parametrize("norm", [False, True])
-def test_what_tensors_alone_cannot_show(norm: bool) -> None:
-    tensors = (usual(norm=nn.LayerNorm(H)) if norm else usual()).state_dict()
-    settings = ["norm_epsilon=1e-5"] if norm else []
+UNSEEN: dict[str, tuple[Callable[[], nn.Module], list[str], list[str]]] = {
+    "nothing between": (
+        usual,
+        [],
+        [
+            "embed and rnn (else --set input_activation=relu)",
+            "rnn and fc (else --set head_activation=relu)",
+        ],
+    ),
+    "what one setting tells": (
+        usual,
+        ["head_activation=linear"],
+        ["embed and rnn (else --set input_activation=relu)"],
+    ),
+    "what both settings tell": (
+        usual,
+        ["head_activation=tanh", "input_activation=linear"],
+        [],
+    ),
+    "a norm after": (
+        lambda: usual(norm=nn.LayerNorm(H)),
+        ["norm_epsilon=1e-5"],
+        [
+            "embed and rnn (else --set input_activation=relu)",
+            "rnn and norm",
+            "norm and fc (else --set head_activation=relu)",
+        ],
+    ),
+    "a norm before": (
+        lambda: usual(norm=nn.LayerNorm(E)),
+        ["norm_epsilon=1e-5", "input_activation=linear", "head_activation=linear"],
+        ["norm and rnn"],
+    ),
+    "a linear stage before": (
+        lambda: model(
+            embed=nn.Embedding(V, E), mix=nn.Linear(E, 5), rnn=nn.LSTM(5, H), fc=nn.Linear(H, V)
+        ),
+        ["input_activation=relu"],
+        ["embed and mix", "rnn and fc (else --set head_activation=relu)"],
+    ),
+    "two modules": (
+        lambda: model(
+            embed=nn.Embedding(V, E),
+            rnns=list_of(nn.LSTM(E, 5), nn.LSTM(5, H)),
+            fc=nn.Linear(H, V),
+        ),
+        ["input_activation=linear", "head_activation=linear"],
+        ["the recurrent modules"],
+    ),
+    "one-hot input": (
+        lambda: model(rnn=nn.LSTM(V, H), fc=nn.Linear(H, V)),
+        [],
+        ["rnn and fc (else --set head_activation=relu)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_what_tensors_alone_cannot_show(case: str) -> None:
+    make, settings, places = UNSEEN[case]
     start = "nothing without weights (an activation, a norm) between"
-    places = ["rnn and norm", "norm and fc"] if norm else ["rnn and fc"]
+    tensors = make().state_dict()
     assumptions = recognition.read(tensors, *settings).assumptions
     assert [phrase for phrase in assumptions if phrase.startswith(start)] == [
         f"{start} {place}" for place in places
     ]
-    told = recognition.read(tensors, *settings, "head_activation=linear").assumptions
-    assert not any(phrase.startswith(start) for phrase in told)
+
+
+class Activated(nn.Module):
+    """PyTorch's tutorial of sequence to sequence applies such functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.gru, self.out = nn.Embedding(V, H), nn.GRU(H, H), nn.Linear(H, V)
+        randomise(self)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        values, _ = self.gru(torch.relu(self.embedding(tokens)))
+        logits: torch.Tensor = self.out(torch.tanh(values))
+        return logits
+
+
+def test_settings_for_what_tensors_cannot_show() -> None:
+    whole = Activated()
+    reading = recognition.read(whole.state_dict(), "input_activation=relu", "head_activation=tanh")
+    tokens = recognition.ids(V)
+    with torch.inference_mode():
+        expected = whole(tokens).log_softmax(-1)
+    found = recognition.logprobs(reading.network, tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 GAPS: dict[str, nn.Sequential] = {

@@ -63,6 +63,8 @@ class Activations:
     after: dict[str, Activation]
     at_head: Activation
     """What is applied to the input of the head, beside that."""
+    told_by: dict[str, str]
+    """By a part's name, the setting that tells what is applied to its output."""
     assumptions: tuple[str, ...]
 
 
@@ -95,9 +97,11 @@ def find_activations(
         before = [chain.ends.embedding.name]
     at_head = _chosen(settings, "head_activation")
     at_input = dict.fromkeys(before, _chosen(settings, "input_activation"))
+    before_head = after or [chain.parts[-1].name]
     return Activations(
         {**at_input, **dict.fromkeys(after, at_head), **placed},
         Activation.LINEAR if after else at_head,
+        dict.fromkeys(before, "input_activation") | dict.fromkeys(before_head, "head_activation"),
         (
             *(f"no activation after {name}, as in {family}" for name, family in conventions),
             *(f"{path} ({kind}) is applied nowhere else" for path, kind in unclear.items()),

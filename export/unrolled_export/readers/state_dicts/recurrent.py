@@ -22,7 +22,9 @@ _PARAMETER = re.compile(
     r"(?P<module>.*?)(?P<field>(?:weight|bias)_(?:ih|hh)|weight_hr)(?P<suffix>_l[0-9]{1,3}|)"
 )
 _REVERSE = re.compile(r".*_l[0-9]+_reverse(_raw)?")
-_BACKWARD = re.compile(r"(.*[._])?(backward|bwd|bw)([._].*)?")
+_BACKWARD = re.compile(
+    r"(.*[._])?(backwards?|bwd|bw|rev|reversed?|r2l|rtl)([._].*)?", re.IGNORECASE
+)
 _KIND = r"(?:^|[._]|rnn|lstm|gru)"
 _KIND_END = r"(?:[._0-9]|rnn|lstm|gru|$)"
 _ENCODER = re.compile(f"{_KIND}(?:enc|encoder|src|source){_KIND_END}", re.IGNORECASE)

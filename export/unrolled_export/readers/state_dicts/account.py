@@ -1,0 +1,105 @@
+"""A reading in words: which tensors were taken for what, and what was taken for granted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from unrolled_export.network import Activation, Cell
+from unrolled_export.readers.pytorch_files.module_info import Modules
+from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.state_dicts.activations import Activations
+from unrolled_export.readers.state_dicts.chains import Chain
+from unrolled_export.readers.state_dicts.initial_states import InitialStates
+from unrolled_export.readers.state_dicts.numbering import are_neighbours
+from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, beside, module_of
+from unrolled_export.readers.state_dicts.recurrent import Recurrent
+from unrolled_export.readers.tensors import Tensors
+
+_NOTHING = "nothing without weights (an activation, a norm)"
+
+
+def reading_text(
+    tensors: Tensors, chain: Chain, cell: Cell, activations: Activations, initial: InitialStates
+) -> str:
+    """Which tensors were taken for what, in words and in the order of the computation."""
+    embedding = chain.ends.embedding
+    start = "one-hot input"
+    if embedding is not None:
+        start = f"embedding {embedding.weight}{_followed(embedding, activations)}"
+    parts = [_described(part, cell, activations) for part in chain.parts]
+    before_head = "" if activations.at_head is Activation.LINEAR else f"{activations.at_head} and "
+    head = f"{before_head}{_head_text(chain)}"
+    return ", ".join((start, *parts, *_initial_text(initial), head, *tensors.aside))
+
+
+def _followed(part: Part, activations: Activations) -> str:
+    activation = activations.after.get(part.name, Activation.LINEAR)
+    return "" if activation is Activation.LINEAR else f" with {activation}"
+
+
+def _described(part: Part, cell: Cell, activations: Activations) -> str:
+    after = _followed(part, activations)
+    if isinstance(part, Recurrent):
+        return f"{cell} {part.prefix}*{after}"
+    if isinstance(part, Norm):
+        return f"{'batch' if part.is_batch else 'layer'} norm {part.name}{after}"
+    return f"linear {part.weight}{f' and {part.bias}' if part.bias else ''}{after}"
+
+
+def _initial_text(initial: InitialStates) -> Iterator[str]:
+    names = [name for kind in sorted(initial.names, reverse=True) for name in initial.names[kind]]
+    if names:
+        yield f"initial states {' and '.join(names)}"
+
+
+def _head_text(chain: Chain) -> str:
+    # The name beside the bias, of those that tied weights have.
+    own = [name for name in chain.ends.head.names if chain.head_bias == beside(name, "bias")]
+    name = (own or chain.ends.head.names[-1:])[0]
+    bias = f" and {chain.head_bias}" if chain.head_bias else ", no bias"
+    return f"head {name}{bias}{', tied to the embedding' if chain.ends.is_tied else ''}"
+
+
+def assumed_of_parts(chain: Chain, modules: Modules) -> Iterator[str]:
+    """What is taken for granted beside places and activations."""
+    if len(chain.recurrent) > 1:
+        yield "no residual connections between the recurrent modules"
+    for module in chain.recurrent:
+        if len(module.layers[0].keys() & {"bias_ih", "bias_hh"}) == 1:
+            yield f"the bias that {module.name} lacks is zero"
+    for part in chain.free:
+        if isinstance(part, Norm) and not part.is_batch and part.name not in modules:
+            yield f"{part.name} is a layer norm"
+
+
+def assumed_unseen(chain: Chain, activations: Activations, settings: Settings) -> Iterator[str]:
+    """What tensors alone cannot show, where no question has settled it."""
+    first, last = chain.recurrent[0], chain.recurrent[-1]
+    before = [*_embedding(chain), *chain.before, first]
+    for part, following in (*pairwise(before), *pairwise((last, *chain.after, chain.ends.head))):
+        is_asked_about = isinstance(part, Matrix) and part is not chain.ends.embedding
+        key = activations.told_by.get(part.name)
+        is_told = key is not None and settings.text(key) is not None
+        name = _end_name(chain, following)
+        if not (is_asked_about or is_told or are_neighbours(part.name, name)):
+            otherwise = "" if key is None else f" (else --set {key}=relu)"
+            yield f"{_NOTHING} between {_part_name(part)} and {name}{otherwise}"
+    if first is not last:
+        yield f"{_NOTHING} between the recurrent modules"
+
+
+def _embedding(chain: Chain) -> Iterator[Matrix]:
+    if chain.ends.embedding is not None:
+        yield chain.ends.embedding
+
+
+def _part_name(part: Part) -> str:
+    return part.name or ("the recurrent layers" if isinstance(part, Recurrent) else "the norm")
+
+
+def _end_name(chain: Chain, part: Part) -> str:
+    """The name of a part that may be the head, of whose names the last is its own."""
+    if isinstance(part, Matrix) and part is chain.ends.head:
+        return module_of(part.names[-1])
+    return _part_name(part)
