@@ -149,8 +149,9 @@ def _add_checkpoint(
         "--vocab",
         metavar="FILE",
         help="tokens: a JSON list in id order, a JSON map of tokens and ids, a text file of one "
-        "token a line, a list or map in a pickle, torch.save or .npy file, a tokenizer.json or a "
-        "SentencePiece model (default: the checkpoint's own)",
+        "token a line (or token, tab and id) or of all characters in one line, a list or map in a "
+        "pickle, torch.save or .npy file, a tokenizer.json or a SentencePiece model (default: the "
+        "checkpoint's own)",
     )
     command.add_argument(
         "--start-token",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unrolled_export.errors import VocabularyError
 from unrolled_export.vocabulary import ESCAPES, Kind, Vocabulary, check_tokens, token_id
-from unrolled_export.vocabulary_kinds import UNKNOWN, byte_texts, kind_of
+from unrolled_export.vocabulary_kinds import UNKNOWN, byte_texts, has_space, kind_of
 
 JOINER = " "
 _LINE_END = "<eos>"
@@ -60,6 +60,11 @@ def _characters(tokens: Sequence[str], origin: Path) -> list[bytes]:
 
 
 def _words(tokens: Sequence[str], origin: Path) -> list[bytes]:
+    spaced = next((index for index, token in enumerate(tokens) if has_space(token)), None)
+    if spaced is not None:
+        raise VocabularyError(
+            f"{origin}: token {spaced} is {tokens[spaced]!r}, but words have no white space in them"
+        )
     texts = _characters(tokens, origin)
     if _LINE_END in tokens and "\n" not in tokens:
         texts[tokens.index(_LINE_END)] = b"\n"

@@ -43,16 +43,22 @@ def choose_vocabulary(
         tokens = _own_tokens(checkpoint, wanted)
     start = checkpoint.start_token if start is None else start
     end = end or checkpoint.end_tokens
+    # The count first: of a wrong list, what its tokens are is no question.
+    _check_size(tokens, size, origin, checkpoint.files[0])
     if isinstance(tokens, TokenizerFile):
-        vocabulary = tokenizer_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
-    else:
-        vocabulary = listed_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
-    if vocabulary.size != size:
-        raise VocabularyError(
-            f"{origin}: {vocabulary.size} tokens, but the weights of {checkpoint.files[0]} "
-            f"have {size}"
-        )
-    return vocabulary
+        return tokenizer_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
+    return listed_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
+
+
+def _check_size(
+    tokens: Sequence[str] | TokenizerFile, size: int, origin: Path, weights: Path
+) -> None:
+    spellings = tokens.spellings if isinstance(tokens, TokenizerFile) else tokens
+    if len(spellings) != size:
+        found = f"{len(spellings)} tokens"
+        if len(spellings) == 1:
+            found = f"1 token, of {len(spellings[0])} characters"
+        raise VocabularyError(f"{origin}: {found}, but the weights of {weights} have {size}")
 
 
 def _own_tokens(checkpoint: Checkpoint, kind: Kind | None) -> tuple[str, ...]:

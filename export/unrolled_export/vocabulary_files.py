@@ -16,7 +16,8 @@ from unrolled_export.tokenizer_files import (
     read_sentencepiece,
     read_tokenizer,
 )
-from unrolled_export.vocabulary import ESCAPES, as_id
+from unrolled_export.vocabulary import as_id
+from unrolled_export.vocabulary_text import distinct_characters, token_ids, token_lines
 
 PADDING = "<pad>"
 _NAMES = (
@@ -38,10 +39,10 @@ def read_vocabulary(
     """Tokens in id order, or a tokenizer.
 
     Takes JSON, a pickle or a file of torch.save of a list, a map either way round, or a map that
-    holds one of these under its usual name; an .npy file of texts; lines of text, in which
-    backslash and n, t or r stand for the character that they escape; a tokenizer.json; a
-    SentencePiece model. Ids go up from 0, or from 1 in a map for a model of `size` tokens: as many
-    as the map has, or one more, which is padding.
+    holds one of these under its usual name; an .npy file of texts; lines of text, of a token or of
+    a token, a tab and its id; a text of `size` different characters, as such or in JSON; a
+    tokenizer.json; a SentencePiece model. Ids go up from 0, or from 1 in a map for a model of
+    `size` tokens: as many as the map has, or one more, which is padding.
 
     Raises VocabularyError where the file holds none of these, and PickleNeeded where only an
     object of a class holds it.
@@ -59,7 +60,8 @@ def read_vocabulary(
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{path}: not UTF-8 at byte {error.start}") from error
     if path.suffix != ".json" and not _is_json(text):
-        return _lines(text)
+        pairs = token_ids(text)
+        return token_lines(text, path, size) if pairs is None else _ordered(pairs, path, size)
     value = _json(text, path)
     if isinstance(value, _Pairs) and is_tokenizer(_mapped(value)):
         return read_tokenizer(text.encode(), path)
@@ -73,16 +75,9 @@ def _check_is_file(path: Path) -> None:
         raise VocabularyError(f"{path}: no such file")
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    lines = text.removesuffix("\n").split("\n") if text else []
-    if len(lines) > 1 and all(line.endswith("\r") for line in lines[:-1]):
-        lines = [line.removesuffix("\r") for line in lines]
-    return tuple(ESCAPES.get(line, line) for line in lines)
-
-
 def _is_json(text: str) -> bool:
-    """Whether a text is a JSON list or map, rather than lines that begin with a bracket."""
-    if not text.lstrip().startswith(("[", "{")):
+    """Whether a text is a JSON list, map or string, rather than lines that begin like one."""
+    if not text.lstrip().startswith(("[", "{", '"')):
         return False
     try:
         json.loads(text)
@@ -113,9 +108,20 @@ def _tokens(value: object, path: Path, size: int | None, depth: int = 0) -> tupl
         return _tokens(_paired(inner), path, size, depth + 1)
     if isinstance(value, _Pairs):
         return _ordered(value, path, size)
+    if isinstance(value, str):
+        return _characters(value, path, size)
     if not isinstance(value, list | tuple):
         raise VocabularyError(f"{path}: neither a list of tokens nor a map of tokens and ids")
     return _listed(value, path)
+
+
+def _characters(text: str, path: Path, size: int | None) -> tuple[str, ...]:
+    if found := distinct_characters(text, size):
+        return found
+    raise VocabularyError(
+        f"{path}: a text of {len(text)} characters, {len(set(text))} of them different, where a "
+        f"vocabulary in one text has each of its {size} once"
+    )
 
 
 def _inner(value: object) -> object | None:
@@ -136,7 +142,9 @@ def _listed(tokens: Sequence[object], path: Path) -> tuple[str, ...]:
     return found
 
 
-def _ordered(pairs: _Pairs, path: Path, size: int | None) -> tuple[str, ...]:
+def _ordered(
+    pairs: Sequence[tuple[object, object]], path: Path, size: int | None
+) -> tuple[str, ...]:
     """The tokens of a map in id order, whichever of the two is the key."""
     tokens: dict[int, str] = {}
     for key, value in pairs:

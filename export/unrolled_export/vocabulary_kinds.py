@@ -20,6 +20,7 @@ _PIECE = re.compile(r"(?:##|\u0120|\u2581).+|.{2,}(?:</w>|@@)", re.DOTALL)
 """How the subword pieces of tokenizers are written."""
 _SPELLED_BYTE = re.compile(r"\[(?P<decimal>12[89]|1[3-9]\d|2\d\d)\]|<0x(?P<hex>[0-9A-Fa-f]{2})>")
 """Bytes as torch-rnn writes those of 128 and more, and as SentencePiece writes any."""
+_SPACED = re.compile(r"\S[ \t]|[ \t]\S")
 _MANY = 1000
 """Tokens that are words without doubt, where most look like words."""
 
@@ -39,8 +40,24 @@ def kind_of(tokens: Sequence[str], origin: Path) -> Kind:
         return Kind.WORD
     if all(_GROUP.fullmatch(token) for token in longer):
         return Kind.CHARACTER
-    problem = f"token {tokens.index(longer[0])} is {longer[0]!r}, a word or a group of characters"
-    raise SettingNeeded(origin, problem, "vocabulary", (Kind.CHARACTER, Kind.WORD))
+    raise _needed(tokens, longer, origin)
+
+
+def _needed(tokens: Sequence[str], longer: Sequence[str], origin: Path) -> SettingNeeded:
+    """Words are no choice where they would have white space in them."""
+    spaced = [token for token in longer if has_space(token)]
+    example = (spaced or longer)[0]
+    what = "has white space in it, as groups of characters may and words may not"
+    problem = f"token {tokens.index(example)} is {example!r}, which {what}"
+    if not spaced:
+        problem = f"token {tokens.index(example)} is {example!r}, a word or a group of characters"
+    choices = (Kind.CHARACTER,) if spaced else (Kind.CHARACTER, Kind.WORD)
+    return SettingNeeded(origin, problem, "vocabulary", choices)
+
+
+def has_space(token: str) -> bool:
+    """Whether there is a space or tab in a token beside something else."""
+    return _SPACED.search(token) is not None
 
 
 def is_bytes(tokens: Sequence[str]) -> bool:

@@ -101,7 +101,7 @@ def test_a_blank_that_is_left_fails(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_several_blanks(tmp_path: Path, capsys: Capture) -> None:
-    arguments = save(tmp_path, state_dict("rnn"), ["a b", *letters(4)])
+    arguments = save(tmp_path, state_dict("rnn"), ["note_60", *letters(4)])
     (command,) = all_of(inspected(capsys, *arguments), "convert")
     assert command.endswith(
         "--set nonlinearity=CHOOSE --set vocabulary=CHOOSE"

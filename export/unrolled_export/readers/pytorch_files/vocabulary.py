@@ -18,6 +18,7 @@ from unrolled_export.readers.pickling.numpy_arrays import NumpyArray
 from unrolled_export.readers.pytorch_files.object_tree import children, walk
 from unrolled_export.readers.pytorch_files.storage import StoredTensor
 from unrolled_export.vocabulary import as_id
+from unrolled_export.vocabulary_text import FEWEST_CHARACTERS, distinct_characters
 
 _TELLING = re.compile(
     r"token|char|voca?b|dict|itos|stoi|alphabet|letter|symbol|word|(idx|ix|int|id|index|unit)_?(2|to)"
@@ -26,8 +27,6 @@ _TELLING = re.compile(
 )
 """Names that a vocabulary is likely to have."""
 _NAMES_OF_WEIGHTS = re.compile(r"_flat_weights.*|_all_weights|_parameters|_buffers|_modules")
-_FEWEST_CHARACTERS = 10
-"""Of a vocabulary in one text: shorter texts are words."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ def _vocabularies(tree: object, size: int) -> Iterator[tuple[str, tuple[str, ...
 
 def _texts(value: object, size: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Texts of different characters directly in a map or object."""
-    if size < _FEWEST_CHARACTERS or not isinstance(value, (dict, Opaque)):
+    if size < FEWEST_CHARACTERS or not isinstance(value, (dict, Opaque)):
         return
     for name, text in children(value):
-        if isinstance(text, str) and len(text) == size == len(set(text)):
-            yield name, tuple(text)
+        if isinstance(text, str) and (tokens := distinct_characters(text, size)):
+            yield name, tokens
 
 
 def _tokens(value: object, size: int) -> tuple[str, ...] | None:
