@@ -20,7 +20,7 @@ from unrolled_export.reference_file import (
     read_reference,
 )
 from unrolled_export.report import Report
-from unrolled_export.repository import MANIFEST, Repository, check_name
+from unrolled_export.repository import MANIFEST, Repository, check_name, own_name
 from unrolled_export.speed import speed_ratios
 from unrolled_export.triton import triton_files
 
@@ -30,7 +30,7 @@ READING_ASSUMED = "arithmetic verified, reading assumed"
 def convert(arguments: argparse.Namespace) -> int:
     """Convert as the parsed command line says; returns the exit status."""
     path, repository = Path(arguments.checkpoint), Repository(Path(arguments.output))
-    name = check_name(arguments.name or own_name(path))
+    name = check_name(arguments.name) if arguments.name else own_name(path)
     settings = Settings(arguments.set, allow_pickle=arguments.allow_pickle)
     checkpoint, vocabulary = read_model(path, settings, arguments)
     network = checkpoint.network
@@ -67,11 +67,6 @@ def _speeds(built: Build) -> dict[int, float]:
     if built.engine is built.base:
         return {}
     return speed_ratios(built.network, built.engine, built.base, progress_bar)
-
-
-def own_name(path: Path) -> str:
-    """The name of a model whose checkpoint is at `path`."""
-    return path.stem if path.is_file() else path.resolve().name
 
 
 def _scope(outputs: ReferenceOutputs | None, agreement: Agreement | None) -> str:

@@ -12,6 +12,7 @@ from unrolled_export.errors import PickleNeeded, SettingNeeded, VocabularyError
 from unrolled_export.network import Gate, LayerNorm, Network, Stage
 from unrolled_export.readers import Checkpoint, Settings
 from unrolled_export.reading import read_network, read_tokens
+from unrolled_export.repository import has_own_name, suggested_name
 from unrolled_export.vocabulary import Vocabulary
 
 Line = tuple[str, str]
@@ -88,13 +89,15 @@ class _Inspection:
 
     def command(self) -> str:
         """The command that converts the checkpoint, once what it leaves open is filled in."""
-        words = ["unrolled-export", "convert", str(self.path), "--output", "models"]
+        words = ["unrolled-export", "convert", str(self.path), "--output", ".models"]
+        if not has_own_name(self.path):
+            words += ["--name", suggested_name(self.path)]
         if self.arguments.vocab or self.no_vocabulary is not None:
             words += ["--vocab", self.arguments.vocab or "VOCABULARY"]
-        for option, value in (("--start-token", self.arguments.start_token),):
-            words += [] if value is None else [option, value]
+        if self.arguments.start_token is not None:
+            words += _option("--start-token", self.arguments.start_token)
         for token in self.arguments.end_token:
-            words += ["--end-token", token]
+            words += _option("--end-token", token)
         if self.arguments.allow_pickle or self.pickled is not None:
             words.append("--allow-pickle")
         for pair in (*self.arguments.set, *(f"{error.key}={_BLANK}" for error in self.left_open)):
@@ -108,6 +111,11 @@ class _Inspection:
             keys = (error.key for error in self.left_open)
             choices = [f"{key} {either}" for key, either in zip(keys, choices, strict=True)]
         return f"  # {_BLANK}: {'; '.join(choices)}" if choices else ""
+
+
+def _option(option: str, value: str) -> list[str]:
+    """As one word where the value would be taken for an option."""
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
 def _either(choices: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ ENGINE = "engine.onnx"
 PROMPT = "prompt.onnx"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_RULE = "letters, digits, dot, dash and underscore, a letter or digit first"
+_OTHERS = re.compile(r"[^A-Za-z0-9._-]+")
 _VERSION = re.compile(r"[1-9][0-9]*")
 
 
@@ -84,8 +87,32 @@ def latest_version(model: Path) -> int:
 def check_name(name: str) -> str:
     """The name of a model, if it is one. Raises RepositoryError otherwise."""
     if not _NAME.fullmatch(name):
-        raise RepositoryError(
-            f"--name {name}: not a model name: letters, digits, dot, dash and underscore, "
-            "a letter or digit first"
-        )
+        raise RepositoryError(f"--name {name}: not a model name: {_RULE}")
     return name
+
+
+def own_name(checkpoint: Path) -> str:
+    """The name of a model after its checkpoint. Raises RepositoryError where it cannot have it."""
+    if not has_own_name(checkpoint):
+        raise RepositoryError(
+            f"{checkpoint}: the file's name is no model name ({_RULE}): add --name "
+            f"{suggested_name(checkpoint)}"
+        )
+    return _stem(checkpoint)
+
+
+def has_own_name(checkpoint: Path) -> bool:
+    """Whether a model may be called like its checkpoint."""
+    return _NAME.fullmatch(_stem(checkpoint)) is not None
+
+
+def suggested_name(checkpoint: Path) -> str:
+    """What a checkpoint's name becomes as a model's: without accents, and with dashes in place of
+    what cannot be in one."""
+    plain = unicodedata.normalize("NFKD", _stem(checkpoint))
+    without_accents = "".join(char for char in plain if not unicodedata.combining(char))
+    return _OTHERS.sub("-", without_accents).strip("._-") or "model"
+
+
+def _stem(checkpoint: Path) -> str:
+    return checkpoint.stem if checkpoint.is_file() else checkpoint.resolve().name

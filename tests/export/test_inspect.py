@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import letters, read_manifest, save, state_dict
+from support.checkpoints import letters, read_manifest, refusal, save, state_dict
 from torch import nn
 from unrolled.v1 import model_pb2
 from unrolled_export.__main__ import main
@@ -40,7 +40,7 @@ def converted(
     (command,) = all_of(lines, "convert")
     words = shlex.split(command, comments=True)
     assert words[:2] == ["unrolled-export", "convert"]
-    filled = {"models": str(output)} | (
+    filled = {".models": str(output)} | (
         {"VOCABULARY": str(vocabulary_file)} if vocabulary_file else {}
     )
     filled |= {f"{key}=CHOOSE": f"{key}={value}" for key, value in chosen.items()}
@@ -57,7 +57,7 @@ def test_a_bundled_model(tmp_path: Path, capsys: Capture) -> None:
     assert all_of(lines, "cell") == [description["recipe"]["cell"]]
     assert f"{len(description['characters'])} tokens (characters)" in all_of(lines, "vocabulary")[0]
     assert all_of(lines, "convert") == [
-        f"unrolled-export convert {MODELS / 'hello-rnn'} --output models"
+        f"unrolled-export convert {MODELS / 'hello-rnn'} --output .models"
     ]
     converted(lines, tmp_path / "models")
 
@@ -83,7 +83,7 @@ def test_a_plain_rnn_without_a_vocabulary(tmp_path: Path, capsys: Capture) -> No
     assert all_of(lines, "vocabulary") == ["5 tokens, which ones the file does not tell"]
     (command,) = all_of(lines, "convert")
     assert command.endswith(
-        "--output models --vocab VOCABULARY --set nonlinearity=CHOOSE  # CHOOSE: tanh or relu"
+        "--output .models --vocab VOCABULARY --set nonlinearity=CHOOSE  # CHOOSE: tanh or relu"
     )
     vocabulary_file = tmp_path / "tokens.txt"
     vocabulary_file.write_text("\n".join(letters(5)))
@@ -126,6 +126,38 @@ def test_names_that_a_shell_would_take_apart(tmp_path: Path, capsys: Capture) ->
     folder = converted(lines, tmp_path / "models", vocabulary="character")
     vocabulary = read_manifest(folder).vocabulary
     assert (vocabulary.start_token, list(vocabulary.end_tokens)) == (0, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("best-epoch=3-val_loss=1.25.ckpt", "best-epoch-3-val_loss-1.25"),
+        ("my model.pt", "my-model"),
+        ("épée.pt", "epee"),
+        (".hid.pt", "hid"),
+        ("модель.pt", "model"),
+        ("_x_.pt", "x"),
+    ],
+)
+def test_names_that_no_model_can_have(
+    file: str, name: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (written,) = save(tmp_path, state_dict("gru"))
+    checkpoint, vocabulary = Path(written).rename(tmp_path / file), tmp_path / "tokens.txt"
+    vocabulary.write_text("\n".join(letters(5)))
+    arguments = [str(checkpoint), "--vocab", str(vocabulary)]
+    line = refusal(arguments, tmp_path / "models", capsys)
+    assert f"{checkpoint}: the file's name is no model name" in line
+    assert line.endswith(f"add --name {name}")
+    folder = converted(inspected(capsys, *arguments), tmp_path / "models")
+    assert folder.parent.name == read_manifest(folder).name == name
+
+
+def test_tokens_that_look_like_options(tmp_path: Path, capsys: Capture) -> None:
+    arguments = save(tmp_path, state_dict("gru"), ["-", "a", "b", "-c", "-d"])
+    lines = inspected(capsys, *arguments, "--start-token=-c", "--end-token=-d", "--end-token=-")
+    vocabulary = read_manifest(converted(lines, tmp_path / "models")).vocabulary
+    assert (vocabulary.start_token, list(vocabulary.end_tokens)) == (3, [0, 4])
 
 
 class CharModel(nn.Module):
