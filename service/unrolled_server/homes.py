@@ -17,9 +17,10 @@ class Homes:
         self._homes: dict[int, int] = {}
         """By row."""
 
-    def row(self, home: int, key: bytes) -> int:
-        """Where the session of this home and key lies, if it is in memory."""
-        return self._rows.get(key, home)
+    def row(self, home: int, key: bytes) -> int | None:
+        """Where the session of this home and key lies, if it is in memory; None: it is not."""
+        row = self._rows.get(key, home)
+        return row if self.home(row) == home else None
 
     def home(self, row: int) -> int:
         """The home of the session in this row."""

@@ -158,8 +158,8 @@ class Sessions:
         """The session of this name, if it is the calling tenant's. Raises SessionNotFound."""
         home, key = row_and_key(name) or NOWHERE
         row = self._homes.row(home, key)
-        place = self._records.search(row, key)
-        if place is None:
+        place = None if row is None else self._records.search(row, key)
+        if row is None or place is None:
             raise SessionNotFound(name)
         block, index = place
         owner = self._tenants.find(tenant.get())
@@ -396,7 +396,7 @@ class Sessions:
         """Where the session with this ID lies; None where it is not in memory."""
         key = id_[-KEY_BYTES:]
         row = self._homes.row(int.from_bytes(id_[:-KEY_BYTES]), key)
-        return None if self._records.search(row, key) is None else row
+        return None if row is None or self._records.search(row, key) is None else row
 
     def _drop(self, row: int) -> None:
         """Let go of the session in this row, and end its turn."""

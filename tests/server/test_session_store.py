@@ -22,10 +22,12 @@ from unrolled_server.models import ServedModel
 from unrolled_server.places import Places
 from unrolled_server.records import ROWS, Records
 from unrolled_server.session import Session
-from unrolled_server.session_names import KEY_BYTES, row_and_key, session_name
+from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
+from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
 from unrolled_server.states import SLAB_BYTES
+from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint
 from unrolled_server.vocabulary import CharacterVocabulary
 
@@ -389,6 +391,28 @@ def test_neither_a_wrong_key_nor_a_wrong_row_finds_a_session(clock: Clock) -> No
     ):
         with pytest.raises(SessionNotFound):
             store.get(wrong)
+
+
+def test_a_session_that_is_not_at_home_has_one_name_too(clock: Clock) -> None:
+    """Neither another row finds it nor that in which it lies."""
+    store = Sessions(3, TTL, clock, spills=True)
+    store.create(MODELS[0])
+    key = bytes(range(KEY_BYTES))
+    name = session_name(0, key)
+    now, fingerprint = clock(), "f" * 64
+    facts = SessionFacts(name, tenant.get(), "a/1", fingerprint, 1, 1, 7, 3, SIZE, now, now, TTL)
+    session = store.admit(SessionRecord(facts, Checkpoint(None, None, 3), b""), MODELS[0])
+    store.hold(session, lambda: pytest.fail("its turn was ended"))
+    for row in (session.row, 7, 0xDEADBEEF):
+        assert row != 0
+        wrong = session_name(row, key)
+        with pytest.raises(SessionNotFound):
+            store.get(wrong)
+        id_ = session_id(wrong)
+        assert id_ is not None
+        assert not store.has(id_)
+        store.drop(wrong)
+    assert store.get(name) == session
 
 
 def test_a_name_of_before_does_not_find_the_next_session_of_its_row(clock: Clock) -> None:
