@@ -83,6 +83,7 @@ class SharedSessions(StoredSessions):
         over = await self._shared.over(now, CHUNK)
         ended = await self._shared.expire(over, now) if over else 0
         self.memory.ended["expired"] += ended
+        await self._end_unheard()
         return more_in_memory or ended >= CHUNK
 
     def _is_claimed(self, id_: bytes) -> bool:

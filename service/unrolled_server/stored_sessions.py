@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 
 from unrolled_server.errors import (
     InvalidField,
@@ -27,11 +28,11 @@ from unrolled_server.failpoints import FailpointError, reach
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check, SessionKeeper
-from unrolled_server.session_names import ID_BYTES, KEY_BYTES, session_id
+from unrolled_server.session_names import ID_BYTES, KEY_BYTES, name_of, session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
-from unrolled_server.store import Claim, Store, StoreSpace, StoreStats
+from unrolled_server.store import Claim, Receipt, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Durability, SessionView
 
@@ -39,6 +40,8 @@ CHUNK = 500
 """Sessions that are asked of the store at once, for a page or to end them."""
 MAX_CHUNKS = 16
 """Of one page: it may be short where many sessions do not match."""
+MAX_UNHEARD = 10_000
+"""Sessions to be ended that are remembered at once: a store that fails for long makes them many."""
 PAGE_TOKEN = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}")
 
 
@@ -63,6 +66,10 @@ class StoredSessions(SessionKeeper):
         """Uses that the store does not know of yet, by ID."""
         self._deleted: set[bytes] = set()
         """IDs of sessions that ended while somebody waits for their records."""
+        self._inserts: set[asyncio.Future[Receipt]] = set()
+        """Under way."""
+        self._unheard: dict[bytes, None] = {}
+        """IDs of sessions that the store may have and nobody was told of, the first ones first."""
 
     @property
     def stats(self) -> StoreStats:
@@ -201,6 +208,7 @@ class StoredSessions(SessionKeeper):
         gone = [id_ for id_ in over if not self._is_wanted(id_)]
         ended = await self._store.expire(gone, now) if gone else 0
         self.memory.ended["expired"] += ended
+        await self._end_unheard()
         return more_in_memory or ended >= CHUNK
 
     def _is_wanted(self, id_: bytes) -> bool:
@@ -211,22 +219,44 @@ class StoredSessions(SessionKeeper):
     async def close(self) -> None:
         """Finish what is under way; nothing is to be asked for any more."""
         try:
+            while self._inserts:
+                await asyncio.wait(self._inserts)
             await self._write_uses()
+            await self._end_unheard()
         finally:
             await self._store.close()
 
     async def _keep(self, session: Session) -> None:
-        """Store a new session, of which nobody knows yet; if that fails, there is none."""
+        """Store a new session, of which nobody knows yet; if that fails, there is none.
+
+        Where the store has it nevertheless, or will have it, since the call was cancelled or the
+        store's answer was lost, it ends with the next expiry.
+        """
         self.memory.hold(session, lambda: None)
         record = self.memory.record(session, self.memory.standing(session))
+        insert = asyncio.ensure_future(self._store.insert(record))
+        self._inserts.add(insert)
+        insert.add_done_callback(self._inserts.discard)
         try:
-            receipt = await self._store.insert(record)
+            receipt = await asyncio.shield(insert)
         except BaseException:
             self.memory.drop(session.name)
+            insert.add_done_callback(lambda _: self._note_unheard(session.name))
             raise
         if receipt.version is not None and not session.has_ended:
             self.memory.set_version(session, receipt.version)
         self.memory.release(session)
+
+    def _note_unheard(self, name: str) -> None:
+        id_ = session_id(name)
+        if id_ is not None and len(self._unheard) < MAX_UNHEARD:
+            self._unheard[id_] = None
+
+    async def _end_unheard(self) -> None:
+        """End sessions that nobody was told of. Raises StoreFull, StoreUnavailable: not all yet."""
+        for id_ in list(islice(self._unheard, CHUNK)):
+            await self._delete(name_of(id_), id_)
+            self._unheard.pop(id_, None)
 
     async def _commit(self, session: Session, standing: Standing) -> Durability:
         record = self.memory.record(session, standing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -46,6 +46,8 @@ class DictStore:
         self.stats = StoreStats()
         self.records: dict[bytes, SessionRecord] = {}
         self.fails = False
+        self.loses_answers = False
+        """Whether it fails once it has done what it was asked for."""
         self.late: asyncio.Event | None = None
         """What the next read waits for, after it has read."""
         self._open = asyncio.Event()
@@ -73,6 +75,8 @@ class DictStore:
     async def insert(self, record: SessionRecord) -> Receipt:
         await self._turn()
         self.records[id_of(record.facts.name)] = record
+        if self.loses_answers:
+            raise StoreUnavailable("dict")
         return Receipt(self.durability)
 
     async def commit(self, record: SessionRecord) -> Receipt:
@@ -108,7 +112,7 @@ class DictStore:
         return sum(self.records.pop(id_, None) is not None for id_ in ids)
 
     async def close(self) -> None:
-        self.open()
+        self.fails = True
 
 
 def id_of(name: str) -> bytes:
@@ -214,6 +218,64 @@ async def test_a_session_that_cannot_be_stored_is_none(house: House) -> None:
         with pytest.raises(StoreUnavailable):
             await house.sessions.create(MODEL)
     assert house.memory.count(MODEL) == 0
+
+
+MAKERS: dict[str, Callable[[House, str], Awaitable[Session]]] = {
+    "create": lambda house, _: house.sessions.create(MODEL, idle_ttl=0),
+    "fork": lambda house, parent: house.sessions.fork(parent, None),
+    "restore": lambda house, _: house.sessions.restore(MODEL, at(3), 1, 0),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+async def test_a_session_that_nobody_waited_for_ends(
+    house: House, make: Callable[[House, str], Awaitable[Session]]
+) -> None:
+    parent = (await house.sessions.create(MODEL)).name
+    house.store.shut()
+    making = asyncio.ensure_future(make(house, parent))
+    await others_run()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    assert house.memory.count(MODEL) == 1
+    house.store.open()
+    await others_run()
+    # The store has done what it was asked for.
+    assert len(house.store.records) == 2
+    await house.sessions.expire()
+    assert list(house.store.records) == [id_of(parent)]
+
+
+async def test_a_session_whose_insertion_is_unsure_ends_once_the_store_works(house: House) -> None:
+    house.store.loses_answers = True
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            await house.sessions.create(MODEL, idle_ttl=0)
+    assert len(house.store.records) == 3
+    house.store.loses_answers = False
+    house.store.fails = True
+    with pytest.raises(StoreUnavailable):
+        await house.sessions.expire()
+    house.store.fails = False
+    kept = await house.sessions.create(MODEL, idle_ttl=0)
+    await house.sessions.expire()
+    assert list(house.store.records) == [id_of(kept.name)]
+    assert house.memory.count(MODEL) == 1
+
+
+async def test_the_end_waits_for_sessions_that_nobody_waits_for(house: House) -> None:
+    house.store.shut()
+    making = asyncio.create_task(house.sessions.create(MODEL, idle_ttl=0))
+    await others_run()
+    closing = asyncio.create_task(house.sessions.close())
+    await others_run()
+    making.cancel()
+    await others_run()
+    assert not closing.done()
+    house.store.open()
+    await closing
+    assert not house.store.records
 
 
 async def test_the_least_recently_used_leaves_and_comes_back(house: House) -> None:
