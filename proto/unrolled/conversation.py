@@ -55,9 +55,9 @@ class Conversation:
     ) -> str:
         """A new session of `model`, or the existing `session`; answered by `opened`.
 
-        Of a new one: `idle_ttl`, seconds without use after which it ends; `max_age`, seconds after
-        which it ends however it is used; `undo`, keep where it stood before its last turn, for
-        `rewind`.
+        With both, the session has to be of that model. Of a new one: `idle_ttl`, seconds without
+        use after which it ends; `max_age`, seconds after which it ends however it is used; `undo`,
+        keep where it stood before its last turn, for `rewind`.
         """
         return self._send(requests.open_command(model, session, seed, idle_ttl, max_age, undo))
 
@@ -91,9 +91,13 @@ class Conversation:
         """Takes the session to a checkpoint, or its last turn back; answered by `rewound`."""
         return self._send(requests.rewind_command(checkpoint, expected_position))
 
-    def stop(self) -> str:
-        """Ends the completion in progress; what was delivered stands."""
-        return self._send(requests.stop_command())
+    def stop(self, completion: str | None = None) -> str:
+        """Ends a completion; what was delivered stands.
+
+        `completion`: the id that `complete` returned; one that has ended is left alone. None is the
+        completion in progress, or else the first one in line.
+        """
+        return self._send(requests.stop_command(completion))
 
     def close(self) -> None:
         """No more commands; the events of those given still come."""
@@ -158,9 +162,9 @@ class AsyncConversation:
     ) -> str:
         """A new session of `model`, or the existing `session`; answered by `opened`.
 
-        Of a new one: `idle_ttl`, seconds without use after which it ends; `max_age`, seconds after
-        which it ends however it is used; `undo`, keep where it stood before its last turn, for
-        `rewind`.
+        With both, the session has to be of that model. Of a new one: `idle_ttl`, seconds without
+        use after which it ends; `max_age`, seconds after which it ends however it is used; `undo`,
+        keep where it stood before its last turn, for `rewind`.
         """
         return await self._send(
             requests.open_command(model, session, seed, idle_ttl, max_age, undo)
@@ -200,9 +204,13 @@ class AsyncConversation:
         """Takes the session to a checkpoint, or its last turn back; answered by `rewound`."""
         return await self._send(requests.rewind_command(checkpoint, expected_position))
 
-    async def stop(self) -> str:
-        """Ends the completion in progress; what was delivered stands."""
-        return await self._send(requests.stop_command())
+    async def stop(self, completion: str | None = None) -> str:
+        """Ends a completion; what was delivered stands.
+
+        `completion`: the id that `complete` returned; one that has ended is left alone. None is the
+        completion in progress, or else the first one in line.
+        """
+        return await self._send(requests.stop_command(completion))
 
     async def close(self) -> None:
         """No more commands; the events of those given still come."""

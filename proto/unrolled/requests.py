@@ -167,8 +167,8 @@ def score_command(
     return ConverseRequest(score=_feed(text, logprobs, expected_position, request_id))
 
 
-def stop_command() -> ConverseRequest:
-    return ConverseRequest(stop=ConverseRequest.Stop())
+def stop_command(completion: str | None) -> ConverseRequest:
+    return ConverseRequest(stop=ConverseRequest.Stop(command_id=completion))
 
 
 def checkpoint_command(checkpoint: str, expected_position: int | None) -> ConverseRequest:

@@ -150,6 +150,8 @@ def test_interrupting_a_completion_keeps_what_was_shown(fake: FakeService) -> No
 
     commands = [command.WhichOneof("command") for command in fake.heard(ConverseRequest)]
     assert commands == ["open", "complete", "stop", "open", "complete"]
+    _, completion, stop, *_ = fake.heard(ConverseRequest)
+    assert stop.stop.command_id == completion.command_id
     assert not fake.abandoned.is_set()
 
 

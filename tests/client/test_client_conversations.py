@@ -37,6 +37,7 @@ COMMANDS = [
         command_id="4", score=ConverseRequest.Feed(text="de", logprobs=0, request_id="last")
     ),
     ConverseRequest(command_id="5", stop=ConverseRequest.Stop()),
+    ConverseRequest(command_id="6", stop=ConverseRequest.Stop(command_id="3")),
 ]
 EVENTS = [
     ("1", "opened"),
@@ -57,11 +58,12 @@ def test_commands_and_their_events(fake: FakeService, client: Client) -> None:
             conversation.complete("c", max_tokens=5),
             conversation.score("de", logprobs=0, request_id="last"),
             conversation.stop(),
+            conversation.stop("3"),
         ]
         conversation.close()
         events = list(conversation)
 
-    assert ids == ["1", "2", "3", "4", "5"]
+    assert ids == ["1", "2", "3", "4", "5", "6"]
     assert fake.received == COMMANDS
     assert [(event.command_id, event.WhichOneof("event")) for event in events] == EVENTS
     assert events[-1].outcome.position == 10
@@ -76,6 +78,7 @@ async def test_asyncio_commands_and_their_events(
         await conversation.complete("c", max_tokens=5)
         await conversation.score("de", logprobs=0, request_id="last")
         await conversation.stop()
+        await conversation.stop("3")
         await conversation.close()
         events = [event async for event in conversation]
 

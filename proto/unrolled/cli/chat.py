@@ -127,13 +127,11 @@ class Chat:
 
     def _turn(self, line: str) -> None:
         with self._client.converse(session=self.session.name) as conversation:
-            commands = {
-                conversation.open(session=self.session.name),
-                conversation.complete(line + self._newline, **self._options),
-            }
+            opening = conversation.open(session=self.session.name)
+            completion = conversation.complete(line + self._newline, **self._options)
             try:
-                with on_interrupt(_stopper(conversation)):
-                    self._show_events(conversation, commands)
+                with on_interrupt(_stopper(conversation, completion)):
+                    self._show_events(conversation, {opening, completion})
             except Cancelled:
                 raise Problem(
                     "the turn was given up; /session tells where that left the session", 1
@@ -227,7 +225,7 @@ def _loop(chat: Chat, server: str) -> None:
             print(f"unrolled: {said}", file=sys.stderr)
 
 
-def _stopper(conversation: Conversation) -> Callable[[], None]:
+def _stopper(conversation: Conversation, completion: str) -> Callable[[], None]:
     """What Ctrl-C does: stops the completion, and the next time gives up waiting for that."""
     presses = itertools.count(1)
 
@@ -236,6 +234,6 @@ def _stopper(conversation: Conversation) -> Callable[[], None]:
             conversation.cancel()
             return
         with contextlib.suppress(RuntimeError):
-            conversation.stop()
+            conversation.stop(completion)
 
     return act
