@@ -21,12 +21,7 @@ from unrolled.retrying import ChannelOptions
 from unrolled.security import Tls, security
 from unrolled.session import AsyncSession, Session, SessionOpening
 from unrolled.v1.completion_pb2 import CompleteResponse, ScoreResponse
-from unrolled.v1.model_pb2 import GetModelRequest, ListModelsRequest, Model
-from unrolled.v1.session_pb2 import (
-    DeleteSessionRequest,
-    GetSessionRequest,
-    ListSessionsRequest,
-)
+from unrolled.v1.model_pb2 import ListModelsRequest, Model
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -114,15 +109,15 @@ class Client:
         return Conversation(self._connection, session or "", timeout)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
-        """Every model served, failed ones included."""
+        """Every model served, failed ones included, without their vocabularies' tokens."""
         response = self._connection.unary(
             self._connection.models.ListModels, ListModelsRequest(), timeout
         )
         return list(response.models)
 
     def model(self, name: str, *, timeout: float | None = None) -> Model:
-        """The latest ready version of a name, or name/version."""
-        request = GetModelRequest(name=name)
+        """The latest ready version of a name, or name/version, its vocabulary's tokens included."""
+        request = requests.get_model(name)
         return self._connection.unary(self._connection.models.GetModel, request, timeout).model
 
     def create_session(
@@ -164,20 +159,20 @@ class Client:
 
     def session(self, name: str, *, timeout: float | None = None) -> Session:
         """An existing session, by name."""
-        request = GetSessionRequest(name=name)
+        request = requests.get_session(name)
         response = self._connection.unary(self._connection.sessions.GetSession, request, timeout)
         return Session(self._connection, response.session, owned=False)
 
     def delete_session(self, name: str, *, timeout: float | None = None) -> None:
         """Ends a session by its name, one that can no longer be read or served included."""
-        request = DeleteSessionRequest(name=name)
+        request = requests.delete_session(name)
         self._connection.unary(self._connection.sessions.DeleteSession, request, timeout)
 
     def sessions(
         self, model: str | None = None, *, timeout: float | None = None
     ) -> Iterator[Session]:
         """Every session, or those of one model; pages are fetched as they are reached."""
-        request = ListSessionsRequest(model=model)
+        request = requests.list_sessions(model)
         while True:
             page = self._connection.unary(self._connection.sessions.ListSessions, request, timeout)
             for info in page.sessions:
@@ -279,16 +274,16 @@ class AsyncClient:
         return AsyncConversation(self._connection, session or "", timeout)
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
-        """Every model served, failed ones included."""
+        """Every model served, failed ones included, without their vocabularies' tokens."""
         response = await self._connection.unary(
             self._connection.models.ListModels, ListModelsRequest(), timeout
         )
         return list(response.models)
 
     async def model(self, name: str, *, timeout: float | None = None) -> Model:
-        """The latest ready version of a name, or name/version."""
+        """The latest ready version of a name, or name/version, its vocabulary's tokens included."""
         response = await self._connection.unary(
-            self._connection.models.GetModel, GetModelRequest(name=name), timeout
+            self._connection.models.GetModel, requests.get_model(name), timeout
         )
         return response.model
 
@@ -344,20 +339,20 @@ class AsyncClient:
     async def session(self, name: str, *, timeout: float | None = None) -> AsyncSession:
         """An existing session, by name."""
         response = await self._connection.unary(
-            self._connection.sessions.GetSession, GetSessionRequest(name=name), timeout
+            self._connection.sessions.GetSession, requests.get_session(name), timeout
         )
         return AsyncSession(self._connection, response.session, owned=False)
 
     async def delete_session(self, name: str, *, timeout: float | None = None) -> None:
         """Ends a session by its name, one that can no longer be read or served included."""
-        request = DeleteSessionRequest(name=name)
+        request = requests.delete_session(name)
         await self._connection.unary(self._connection.sessions.DeleteSession, request, timeout)
 
     async def sessions(
         self, model: str | None = None, *, timeout: float | None = None
     ) -> AsyncIterator[AsyncSession]:
         """Every session, or those of one model; pages are fetched as they are reached."""
-        request = ListSessionsRequest(model=model)
+        request = requests.list_sessions(model)
         while True:
             page = await self._connection.unary(
                 self._connection.sessions.ListSessions, request, timeout

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -13,6 +12,7 @@ import grpc.aio
 
 from unrolled.completion_stream import AsyncCompletionStream, CompletionStream
 from unrolled.errors import translated
+from unrolled.fields import seconds
 from unrolled.retrying import (
     ChannelOptions,
     may_be_repeated,
@@ -42,15 +42,23 @@ _OPTIONS: ChannelOptions = (
     # A conversation may be silent for hours; without this its pings end after the second.
     ("grpc.http2.max_pings_without_data", 0),
 )
+_CENTURY = 100 * 365 * 86_400.0
+"""Seconds. To gRPC a deadline that is farther away than some 230 years has passed."""
 
 _Request = TypeVar("_Request")
 _Answer = TypeVar("_Answer")
 
 
 def deadline(timeout: float | None, default: float | None = None) -> float | None:
-    """Seconds for gRPC: the call's own, else the default; infinity is none."""
+    """Seconds for gRPC: the call's own, else the default; None where it has all the time there is.
+
+    Raises TypeError or ValueError for what is not a number.
+    """
     chosen = default if timeout is None else timeout
-    return None if chosen == math.inf else chosen
+    if chosen is None:
+        return None
+    left = seconds("timeout", chosen)
+    return None if left > _CENTURY else left
 
 
 class Connection:

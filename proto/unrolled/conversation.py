@@ -91,13 +91,13 @@ class Conversation:
         """Takes the session to a checkpoint, or its last turn back; answered by `rewound`."""
         return self._send(requests.rewind_command(checkpoint, expected_position))
 
-    def stop(self, completion: str | None = None) -> str:
+    def stop(self, command_id: str | None = None) -> str:
         """Ends a completion; what was delivered stands.
 
-        `completion`: the id that `complete` returned; one that has ended is left alone. None is the
+        `command_id`: what `complete` returned; one that has ended is left alone. None is the
         completion in progress, or else the first one in line.
         """
-        return self._send(requests.stop_command(completion))
+        return self._send(requests.stop_command(command_id))
 
     def close(self) -> None:
         """No more commands; the events of those given still come."""
@@ -204,13 +204,13 @@ class AsyncConversation:
         """Takes the session to a checkpoint, or its last turn back; answered by `rewound`."""
         return await self._send(requests.rewind_command(checkpoint, expected_position))
 
-    async def stop(self, completion: str | None = None) -> str:
+    async def stop(self, command_id: str | None = None) -> str:
         """Ends a completion; what was delivered stands.
 
-        `completion`: the id that `complete` returned; one that has ended is left alone. None is the
+        `command_id`: what `complete` returned; one that has ended is left alone. None is the
         completion in progress, or else the first one in line.
         """
-        return await self._send(requests.stop_command(completion))
+        return await self._send(requests.stop_command(command_id))
 
     async def close(self) -> None:
         """No more commands; the events of those given still come."""

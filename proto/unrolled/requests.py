@@ -1,4 +1,7 @@
-"""Request messages, built in one place for the synchronous and the asyncio client."""
+"""Request messages, built in one place for the synchronous and the asyncio client.
+
+All raise TypeError or ValueError, naming the option, for what the request cannot hold.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypedDict
 
-from google.protobuf.duration_pb2 import Duration
-
+from unrolled.fields import duration, message, token_ids
 from unrolled.v1.completion_pb2 import CompleteRequest, ConverseRequest, ScoreRequest, TokenIds
+from unrolled.v1.model_pb2 import GetModelRequest
 from unrolled.v1.session_pb2 import (
     CheckpointSessionRequest,
     CreateSessionRequest,
     DeleteCheckpointRequest,
+    DeleteSessionRequest,
     ExportSessionRequest,
     ForkSessionRequest,
+    GetSessionRequest,
     ImportSessionRequest,
+    ListSessionsRequest,
     RewindSessionRequest,
 )
 
@@ -58,22 +64,27 @@ def complete(
     session: str | None,
     options: CompletionOptions,
 ) -> CompleteRequest:
-    """Raises TypeError for an option there is none of, ValueError for one that does not fit."""
     unknown = options.keys() - CompletionOptions.__optional_keys__
     if unknown:
         raise TypeError(f"unknown options of a completion: {', '.join(sorted(unknown))}")
-    text, tokens = _told(prompt)
+    text, tokens = _told("prompt", prompt)
     fields: CompletionOptions = {**options, "stop": _stops(options.get("stop"))}
-    return CompleteRequest(
-        model=model, session=session, prompt=text, prompt_tokens=tokens, **fields
+    return message(
+        CompleteRequest, model=model, session=session, prompt=text, prompt_tokens=tokens, **fields
     )
 
 
 def score(
     text: Prompt, model: str | None, session: str | None, logprobs: int | None
 ) -> ScoreRequest:
-    words, tokens = _told(text)
-    return ScoreRequest(model=model, session=session, text=words, tokens=tokens, logprobs=logprobs)
+    words, tokens = _told("text", text)
+    return message(
+        ScoreRequest, model=model, session=session, text=words, tokens=tokens, logprobs=logprobs
+    )
+
+
+def get_model(name: str) -> GetModelRequest:
+    return message(GetModelRequest, name=name)
 
 
 def create_session(
@@ -83,21 +94,34 @@ def create_session(
     max_age: float | timedelta | None,
     undo: bool,
 ) -> CreateSessionRequest:
-    return CreateSessionRequest(
+    return message(
+        CreateSessionRequest,
         model=model,
         seed=seed,
-        idle_ttl=_duration(idle_ttl),
-        max_age=_duration(max_age),
+        idle_ttl=duration("idle_ttl", idle_ttl),
+        max_age=duration("max_age", max_age),
         undo=undo,
     )
 
 
+def get_session(name: str) -> GetSessionRequest:
+    return message(GetSessionRequest, name=name)
+
+
+def list_sessions(model: str | None) -> ListSessionsRequest:
+    return message(ListSessionsRequest, model=model)
+
+
+def delete_session(name: str) -> DeleteSessionRequest:
+    return message(DeleteSessionRequest, name=name)
+
+
 def fork_session(name: str, seed: int | None) -> ForkSessionRequest:
-    return ForkSessionRequest(name=name, seed=seed)
+    return message(ForkSessionRequest, name=name, seed=seed)
 
 
 def export_session(name: str, ttl: float | timedelta | None) -> ExportSessionRequest:
-    return ExportSessionRequest(name=name, ttl=_duration(ttl))
+    return message(ExportSessionRequest, name=name, ttl=duration("ttl", ttl))
 
 
 def import_session(
@@ -106,16 +130,23 @@ def import_session(
     max_age: float | timedelta | None,
     undo: bool,
 ) -> ImportSessionRequest:
-    return ImportSessionRequest(
-        snapshot=snapshot, idle_ttl=_duration(idle_ttl), max_age=_duration(max_age), undo=undo
+    return message(
+        ImportSessionRequest,
+        snapshot=snapshot,
+        idle_ttl=duration("idle_ttl", idle_ttl),
+        max_age=duration("max_age", max_age),
+        undo=undo,
     )
 
 
 def checkpoint_session(
     name: str, checkpoint: str, expected_position: int | None
 ) -> CheckpointSessionRequest:
-    return CheckpointSessionRequest(
-        name=name, checkpoint=checkpoint, expected_position=expected_position
+    return message(
+        CheckpointSessionRequest,
+        name=name,
+        checkpoint=checkpoint,
+        expected_position=expected_position,
     )
 
 
@@ -123,13 +154,13 @@ def rewind_session(
     name: str, checkpoint: str | None, expected_position: int | None
 ) -> RewindSessionRequest:
     _refuse_empty(checkpoint)
-    return RewindSessionRequest(
-        name=name, checkpoint=checkpoint, expected_position=expected_position
+    return message(
+        RewindSessionRequest, name=name, checkpoint=checkpoint, expected_position=expected_position
     )
 
 
 def delete_checkpoint(name: str, checkpoint: str) -> DeleteCheckpointRequest:
-    return DeleteCheckpointRequest(name=name, checkpoint=checkpoint)
+    return message(DeleteCheckpointRequest, name=name, checkpoint=checkpoint)
 
 
 def open_command(
@@ -140,12 +171,13 @@ def open_command(
     max_age: float | timedelta | None,
     undo: bool,
 ) -> ConverseRequest:
-    opening = ConverseRequest.Open(
+    opening = message(
+        ConverseRequest.Open,
         model=model,
         session=session,
         seed=seed,
-        idle_ttl=_duration(idle_ttl),
-        max_age=_duration(max_age),
+        idle_ttl=duration("idle_ttl", idle_ttl),
+        max_age=duration("max_age", max_age),
         undo=undo,
     )
     return ConverseRequest(open=opening)
@@ -167,18 +199,22 @@ def score_command(
     return ConverseRequest(score=_feed(text, logprobs, expected_position, request_id))
 
 
-def stop_command(completion: str | None) -> ConverseRequest:
-    return ConverseRequest(stop=ConverseRequest.Stop(command_id=completion))
+def stop_command(command_id: str | None) -> ConverseRequest:
+    return ConverseRequest(stop=message(ConverseRequest.Stop, command_id=command_id))
 
 
 def checkpoint_command(checkpoint: str, expected_position: int | None) -> ConverseRequest:
-    command = ConverseRequest.Checkpoint(checkpoint=checkpoint, expected_position=expected_position)
+    command = message(
+        ConverseRequest.Checkpoint, checkpoint=checkpoint, expected_position=expected_position
+    )
     return ConverseRequest(checkpoint=command)
 
 
 def rewind_command(checkpoint: str | None, expected_position: int | None) -> ConverseRequest:
     _refuse_empty(checkpoint)
-    command = ConverseRequest.Rewind(checkpoint=checkpoint, expected_position=expected_position)
+    command = message(
+        ConverseRequest.Rewind, checkpoint=checkpoint, expected_position=expected_position
+    )
     return ConverseRequest(rewind=command)
 
 
@@ -190,8 +226,9 @@ def _refuse_empty(checkpoint: str | None) -> None:
 def _feed(
     text: Prompt, logprobs: int | None, expected_position: int | None, request_id: str | None
 ) -> ConverseRequest.Feed:
-    words, tokens = _told(text)
-    return ConverseRequest.Feed(
+    words, tokens = _told("text", text)
+    return message(
+        ConverseRequest.Feed,
         text=words,
         tokens=tokens,
         logprobs=logprobs,
@@ -200,27 +237,17 @@ def _feed(
     )
 
 
-def _told(told: Prompt | None) -> tuple[str | None, TokenIds | None]:
+def _told(option: str, told: Prompt | None) -> tuple[str | None, TokenIds | None]:
     """Text and token ids, one of which is None."""
     if isinstance(told, bytes | bytearray | memoryview):
         # Bytes are a sequence of int, and would silently pass for token ids.
-        raise TypeError("told text is a str, or a sequence of token ids; decode bytes first")
+        raise TypeError(f"{option}: text or a sequence of token ids; decode bytes first")
     if told is None or isinstance(told, str):
         return told, None
-    return None, TokenIds(ids=told)
+    return None, token_ids(option, told)
 
 
 def _stops(stop: str | Sequence[str] | None) -> Sequence[str]:
     if stop is None:
         return ()
     return (stop,) if isinstance(stop, str) else stop
-
-
-def _duration(seconds: float | timedelta | None) -> Duration | None:
-    if seconds is None:
-        return None
-    duration = Duration()
-    duration.FromTimedelta(
-        seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
-    )
-    return duration

@@ -27,5 +27,7 @@ def session_of(request: object) -> str:
 
 
 def routing(session: str) -> Metadata:
-    """The metadata of a call on this session."""
+    """The metadata of a call on this session. Raises TypeError for what is not text."""
+    if not isinstance(session, str):
+        raise TypeError(f"session: text, not {session!r}")
     return ((SESSION_HEADER, session),) if _NAME.fullmatch(session) else ()

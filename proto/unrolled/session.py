@@ -15,7 +15,6 @@ from unrolled.connection import AsyncConnection, Connection
 from unrolled.errors import NotFound, UnrolledError
 from unrolled.requests import CompletionOptions, Prompt
 from unrolled.v1.completion_pb2 import CompleteResponse, Outcome, ScoreResponse
-from unrolled.v1.session_pb2 import DeleteSessionRequest, GetSessionRequest
 from unrolled.v1.session_pb2 import Session as SessionInfo
 
 
@@ -167,14 +166,14 @@ class Session(_Facts):
 
     def refresh(self, *, timeout: float | None = None) -> None:
         """Asks the server for `info` and thereby `position`."""
-        request = GetSessionRequest(name=self.name)
+        request = requests.get_session(self.name)
         self.info = self._connection.unary(
             self._connection.sessions.GetSession, request, timeout
         ).session
 
     def delete(self, *, timeout: float | None = None) -> None:
         """Ends the session at the server."""
-        request = DeleteSessionRequest(name=self.name)
+        request = requests.delete_session(self.name)
         self._connection.unary(self._connection.sessions.DeleteSession, request, timeout)
         self._owned = False
 
@@ -319,7 +318,7 @@ class AsyncSession(_Facts):
 
     async def refresh(self, *, timeout: float | None = None) -> None:
         """Asks the server for `info` and thereby `position`."""
-        request = GetSessionRequest(name=self.name)
+        request = requests.get_session(self.name)
         response = await self._connection.unary(
             self._connection.sessions.GetSession, request, timeout
         )
@@ -327,7 +326,7 @@ class AsyncSession(_Facts):
 
     async def delete(self, *, timeout: float | None = None) -> None:
         """Ends the session at the server."""
-        request = DeleteSessionRequest(name=self.name)
+        request = requests.delete_session(self.name)
         await self._connection.unary(self._connection.sessions.DeleteSession, request, timeout)
         self._owned = False
 

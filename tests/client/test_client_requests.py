@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from client.fake_service import FakeService
@@ -106,11 +109,61 @@ def test_what_would_be_misread_is_refused_here(
     assert not fake.received
 
 
-def test_a_number_that_does_not_fit_is_refused_here(fake: FakeService, client: Client) -> None:
-    with pytest.raises(ValueError, match="out of range"):
-        client.complete("a", model="tiny", max_tokens=2**31)
+WHOLE = "a whole number from"
+MISFITS: list[tuple[Callable[[Any], object], type[Exception], str]] = [
+    (lambda c: c.complete("a", max_tokens=2**40), ValueError, f"max_tokens: {WHOLE} -2147483648"),
+    (lambda c: c.complete("a", max_tokens=0.5), TypeError, "max_tokens: .*, not 0.5"),
+    (lambda c: c.stream("a", top_k="4"), TypeError, "top_k: .*, not '4'"),
+    (lambda c: c.complete("a", seed=-1), ValueError, f"seed: {WHOLE} 0 to 18446744073709551615"),
+    (lambda c: c.complete("a", seed=2**64), ValueError, "seed: .*, not 18446744073709551616"),
+    (lambda c: c.complete("a", expected_position=2**63), ValueError, "expected_position: "),
+    (lambda c: c.complete("a", temperature="0.5"), TypeError, "temperature: .*, not '0.5'"),
+    (lambda c: c.complete("a", top_p=10**400), ValueError, "top_p: a floating-point number, not"),
+    (lambda c: c.complete("a", stop=b"a"), TypeError, "stop: text, not b'a'"),
+    (lambda c: c.complete("a", stop=["a", 5]), TypeError, r"stop\[1\]: text, not 5"),
+    (lambda c: c.complete("a", request_id=7), TypeError, "request_id: text, not 7"),
+    (lambda c: c.complete("a", model=5), TypeError, "model: text, not 5"),
+    (lambda c: c.complete("a\ud800"), ValueError, "prompt: .* position 1: surrogates"),
+    (lambda c: c.complete(5), TypeError, "prompt: text or a sequence of token ids, not 5"),
+    (lambda c: c.complete([1, "a"]), TypeError, r"prompt\[1\]: .*, not 'a'"),
+    (lambda c: c.score((1, 2, 2**31)), ValueError, r"text\[2\]: .*, not 2147483648"),
+    (lambda c: c.score("a", logprobs="all"), TypeError, "logprobs: .*, not 'all'"),
+    (lambda c: c.model(5), TypeError, "name: text, not 5"),
+    (lambda c: c.session(None, timeout="1"), TypeError, "timeout: a number of seconds, not '1'"),
+    (lambda c: c.models(timeout=math.nan), ValueError, "timeout: a number of seconds, not nan"),
+    (lambda c: next(c.sessions(5)), TypeError, "model: text, not 5"),
+    (lambda c: c.create_session("tiny", idle_ttl=math.inf), ValueError, "idle_ttl: .*, not inf"),
+    (lambda c: c.create_session("tiny", max_age="1"), TypeError, "max_age: .*, not '1'"),
+    (lambda c: c.create_session("tiny", undo="yes"), TypeError, "undo: True or False, not 'yes'"),
+    (lambda c: c.import_session("text"), TypeError, "snapshot: bytes, not 'text'"),
+    (lambda c: c.import_session(b"", idle_ttl=math.nan), ValueError, "idle_ttl: .*, not nan"),
+    (lambda c: c.delete_session(["a"]), TypeError, r"name: text, not \['a'\]"),
+    (lambda c: c.converse(session=5), TypeError, "session: text, not 5"),
+    (lambda c: c.converse().open("tiny", max_age=1e300), ValueError, "max_age: at most 3,650 days"),
+    (lambda c: c.converse().stop(3), TypeError, "command_id: text, not 3"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "said"), MISFITS)
+def test_what_no_field_can_hold_is_refused_here_by_name(
+    fake: FakeService,
+    client: Client,
+    call: Callable[[Client], object],
+    kind: type[Exception],
+    said: str,
+) -> None:
+    with pytest.raises(kind, match=f"^{said}"):
+        call(client)
 
     assert not fake.received
+
+
+def test_the_longest_times_are_no_deadline(fake: FakeService, client: Client) -> None:
+    for timeout in (math.inf, sys.maxsize, 1e30):
+        client.complete("a", model="tiny", timeout=timeout)
+
+    # What gRPC says where there is none is a time ages away.
+    assert min(fake.deadlines) > 1e9
 
 
 def test_score_sends_logprobs_only_when_given(fake: FakeService, client: Client) -> None:
