@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from google.rpc import status_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
+from unrolled_server.active_turn import ActiveTurn
 from unrolled_server.bounded_queue import BoundedQueue
 from unrolled_server.errors import (
     Draining,
@@ -22,7 +23,7 @@ from unrolled_server.scoring import Scores, recorded_scores
 from unrolled_server.session import Session
 from unrolled_server.status import InternalError, status_of
 from unrolled_server.turn import EngineFailure
-from unrolled_server.turns import ActiveTurn, Turns, check_model
+from unrolled_server.turns import Turns, check_model
 from unrolled_server.types import TurnRequest
 from unrolled_server.wire import (
     checkpoint_id,

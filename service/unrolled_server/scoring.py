@@ -6,8 +6,8 @@ import math
 
 from unrolled.v1 import completion_pb2
 
+from unrolled_server.active_turn import ActiveTurn
 from unrolled_server.answers import Answer
-from unrolled_server.turns import ActiveTurn
 from unrolled_server.types import Delta, Outcome, RequestKey, TurnRequest
 from unrolled_server.vocabulary import Vocabulary
 from unrolled_server.wire import check_answer_size, logprob_messages, outcome_message

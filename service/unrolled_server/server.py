@@ -46,8 +46,9 @@ from unrolled_server.session_stores import close_sessions, follow_expiry, open_s
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.stats import EngineStats, Tally, Unasked
 from unrolled_server.stopping import StopSignals
+from unrolled_server.tasks import TurnLimits
 from unrolled_server.turn_times import SlowTurns, TurnWatcher
-from unrolled_server.turns import TurnLimits, Turns
+from unrolled_server.turns import Turns
 from unrolled_server.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from unrolled_server.session import Session
 from unrolled_server.sessions import Sessions
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.stored_sessions import StoredSessions
-from unrolled_server.turns import TurnLimits, Turns
+from unrolled_server.tasks import TurnLimits
+from unrolled_server.turns import Turns
 from unrolled_server.types import TurnRequest
 from unrolled_server.vocabulary import Vocabulary
 
