@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import ml_dtypes
@@ -16,9 +18,9 @@ from hypothesis import given
 from hypothesis import settings as examples
 from numpy.typing import DTypeLike
 from support.checkpoints import Arrays, convert, letters, read_manifest, refusal, save, state_dict
-from support.recognition import StateDict, modules_of, randomise
+from support.recognition import StateDict, modules_of, randomise, trained
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from unrolled.v1 import model_pb2
 from unrolled_export.errors import CheckpointError, ExportError, SettingError, SettingNeeded
 from unrolled_export.network import Activation, Dense, LayerNorm, Network
@@ -517,7 +519,7 @@ NAMES = (
     "rnn.weight_ih_l1",
     "cell.weight_ih",
     "cell.weight_hh",
-    *(f"mix.weight_{end}" for end in ("g", "v", "u", "orig")),
+    *(f"mix.weight_{end}" for end in ("g", "v", "u", "orig", "mask")),
     "loss.weight",
 )
 SHAPES = st.lists(st.sampled_from((0, 1, 2, 4, 6, 8)), max_size=3).map(tuple)
@@ -840,9 +842,14 @@ def test_what_training_keeps_is_set_aside() -> None:
         recognition.read({**usual().state_dict(), "criterion.weight": torch.ones(2, 3)})
 
 
+ALL: Any = None  # PyTorch takes it, though its stubs say int.
 PARAMETRIZED: dict[str, Callable[[nn.Module, str], nn.Module]] = {
     "weight norm": parametrizations.weight_norm,
+    "weight norm of columns": partial(parametrizations.weight_norm, dim=1),
+    "weight norm of all": partial(parametrizations.weight_norm, dim=ALL),
     "weight norm of old": nn.utils.weight_norm,
+    "weight norm of columns of old": partial(nn.utils.weight_norm, dim=1),
+    "weight norm of all of old": partial(nn.utils.weight_norm, dim=ALL),
     "spectral norm": parametrizations.spectral_norm,
     "spectral norm of old": nn.utils.spectral_norm,
 }
@@ -855,7 +862,7 @@ def test_parametrized_weights(case: str, part: str, weight: str) -> None:
     whole = usual()
     owner = whole.get_submodule(part)
     PARAMETRIZED[case](owner, weight)
-    if case == "weight norm":
+    if case.startswith("weight norm") and not case.endswith("of old"):
         owner.get_parameter(f"parametrizations.{weight}.original0").data.mul_(1.5)
     tensors = whole.eval().state_dict()
     reading = recognition.read(tensors)
@@ -867,6 +874,47 @@ def test_parametrized_weights(case: str, part: str, weight: str) -> None:
     expected = getattr(owner, weight).detach().numpy()
     found = network.head_weight if part == "fc" else network.layers[0].weight_hh
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "weight"), [("fc", "weight"), ("fc", "bias"), ("rnn", "weight_hh_l0")]
+)
+def test_pruned_weights(part: str, weight: str) -> None:
+    whole = usual()
+    owner = whole.get_submodule(part)
+    prune.random_unstructured(owner, weight, 0.4)  # type: ignore[no-untyped-call]
+    reading = recognition.read(whole.state_dict())
+    assert f"{part}.{weight} as it was pruned" in reading.text
+    assert reading.network.parameters == trained(usual())
+    layer = reading.network.layers[0]
+    found = {
+        "weight": reading.network.head_weight,
+        "bias": reading.network.head_bias,
+        "weight_hh_l0": layer.weight_hh,
+    }[weight]
+    expected = getattr(owner, weight).detach().numpy()
+    assert 0 < np.count_nonzero(expected) < expected.size
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (
+            {"fc.weight_g": torch.ones(H), "fc.weight_v": torch.ones(V, H)},
+            "fc.weight_g [7] should be [11, 1], [1, 7] or [], to fit fc.weight_v [11, 7]",
+        ),
+        (
+            {"fc.weight_orig": torch.ones(V, H), "fc.weight_mask": torch.ones(H, V)},
+            "fc.weight_mask [7, 11] should be [11, 7], to fit fc.weight_orig [11, 7]",
+        ),
+    ],
+)
+def test_parts_of_a_weight_that_do_not_fit(more: StateDict, expected: str) -> None:
+    tensors = {name: it for name, it in usual().state_dict().items() if name != "fc.weight"}
+    with pytest.raises(CheckpointError) as caught:
+        recognition.read({**tensors, **more})
+    assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """Weights that a state dict holds as the parts they are computed from at every step.
 
-Weight normalisation (Salimans and Kingma 2016): w = g v / ||v||, the norm over each row.
-Spectral normalisation (Miyato et al. 2018), at inference: w = w0 / (u^T w0 v). Both are computed
-in float64 and rounded once to float32.
+Weight normalisation (Salimans and Kingma 2016): w = g v / ||v||, the norm over each row, each
+column or all, as the shape of g tells. Spectral normalisation (Miyato et al. 2018), at inference:
+w = w0 / (u^T w0 v). Both are computed in float64 and rounded once to float32. Pruning
+(torch.nn.utils.prune): w = w0 * mask.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ _NEW = re.compile(r"(?P<start>.*?)parametrizations\.(?P<field>\w+)\.(?P<rest>.+)
 _OLD = re.compile(r"(?P<weight>.*(?:weight|bias)\w*)_(?P<rest>g|v|u|orig|mask)")
 _WEIGHT_NORM = ({"g", "v"}, {"original0", "original1"})
 _SPECTRAL_NORM = ({"orig", "u", "v"}, {"original", "0._u", "0._v"})
+_PRUNED = {"orig", "mask"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class _Parts:
     weight: str
     """What the weight is called without the parametrization."""
     names: dict[str, str]
+
+    @property
+    def is_pruned(self) -> bool:
+        return self.names.keys() == _PRUNED
 
 
 def with_plain_weights(tensors: Tensors) -> Tensors:
@@ -45,7 +51,8 @@ class _Plain(Tensors):
     """Tensors whose parametrized weights have been computed."""
 
     def __init__(self, tensors: Tensors, parametrized: list[_Parts]) -> None:
-        self._computed = tuple(parts.weight for parts in parametrized)
+        self._normalised = [parts.weight for parts in parametrized if not parts.is_pruned]
+        self._pruned = [parts.weight for parts in parametrized if parts.is_pruned]
         arrays = tensors.arrays()
         for parts in parametrized:
             arrays[parts.weight] = _weight(tensors, parts)
@@ -55,8 +62,16 @@ class _Plain(Tensors):
 
     @property
     def aside(self) -> tuple[str, ...]:
-        computed = " and ".join(self._computed)
-        return (*super().aside, f"{computed} computed from what normalises it")
+        return (
+            *super().aside,
+            *_phrase(self._normalised, "computed from what normalises it"),
+            *_phrase(self._pruned, "as it was pruned"),
+        )
+
+
+def _phrase(weights: Sequence[str], what: str) -> Iterator[str]:
+    if weights:
+        yield f"{' and '.join(weights)} {what}"
 
 
 def _parametrized(tensors: Tensors) -> Iterator[_Parts]:
@@ -70,11 +85,12 @@ def _parametrized(tensors: Tensors) -> Iterator[_Parts]:
     for weight, names in found.items():
         if names.keys() < {"g", "u", "v"} and names.keys() != {"g", "v"}:
             continue  # Called alike, and nothing more.
-        if names.keys() not in (*_WEIGHT_NORM, *_SPECTRAL_NORM):
+        if names.keys() not in (*_WEIGHT_NORM, *_SPECTRAL_NORM, _PRUNED):
             shown = " and ".join(tensors.shown(name) for name in list(names.values())[:3])
             raise tensors.error(
-                f"{shown}: {weight} is computed from these by other than weight norm (g and v) or "
-                "spectral norm (the original, u and v), which this release does not serve"
+                f"{shown}: {weight} is computed from these by other than weight norm (g and v), "
+                "spectral norm (the original, u and v) or pruning (the original and a mask), which "
+                "this release does not serve"
             )
         if weight in tensors:
             first = next(iter(names.values()))
@@ -85,6 +101,8 @@ def _parametrized(tensors: Tensors) -> Iterator[_Parts]:
 def _weight(tensors: Tensors, parts: _Parts) -> Floats:
     """The weight that a model computes from the parts."""
     names = parts.names
+    if parts.is_pruned:
+        return _masked(tensors, names["orig"], names["mask"])
     with np.errstate(all="ignore"):  # What is not finite is refused where it is taken.
         if names.keys() in _WEIGHT_NORM:
             g, v = (names[end] for end in sorted(names))
@@ -96,11 +114,19 @@ def _weight(tensors: Tensors, parts: _Parts) -> Floats:
         return weight.astype(np.float32)
 
 
+def _masked(tensors: Tensors, original: str, mask: str) -> Floats:
+    tensors.check_shape(mask, tensors.shape(original), tensors.shown(original))
+    return tensors.take(original) * tensors.take(mask)
+
+
 def _weight_normed(tensors: Tensors, g: str, v: str) -> NDArray[np.float64]:
-    rows = tensors.matrix_shape(v)[0]
-    tensors.check_shape(g, (rows, 1), tensors.shown(v))
+    rows, columns = tensors.matrix_shape(v)
+    axes: dict[tuple[int, ...], int | None] = {(rows, 1): 1, (1, columns): 0, (): None}
+    if tensors.shape(g) not in axes:
+        fitting = f"[{rows}, 1], [1, {columns}] or []"
+        raise tensors.error(f"{tensors.shown(g)} should be {fitting}, to fit {tensors.shown(v)}")
     direction = tensors.take(v).astype(np.float64)
-    norms = np.linalg.norm(direction, axis=1, keepdims=True)
+    norms = np.linalg.norm(direction, axis=axes[tensors.shape(g)], keepdims=True)
     scaled: NDArray[np.float64] = tensors.take(g) * direction / norms
     return scaled
 
