@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
+from unrolled_export.setting_keys import keys
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -170,7 +172,8 @@ def _add_checkpoint(
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="what the checkpoint does not tell, such as nonlinearity=tanh; may be repeated",
+        help="what the checkpoint does not tell, such as nonlinearity=tanh; may be repeated; "
+        f"errors say which is needed. All keys, which export/README.md explains: {keys()}",
     )
     command.add_argument(
         "--allow-pickle",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from unrolled_export.errors import SettingError
+from unrolled_export.setting_keys import check_known
 
 
 class Settings:
@@ -26,7 +27,8 @@ class Settings:
             self._values[key] = value
 
     def text(self, key: str) -> str | None:
-        """The value of `key`, None where it was not set."""
+        """The value of `key`, one of setting_keys.SETTINGS; None where it was not set."""
+        check_known(key)
         self._asked.add(key)
         return self._values.get(key)
 
@@ -35,6 +37,7 @@ class Settings:
 
         Raises SettingError where it is none of `choices`.
         """
+        check_known(key, choices)
         value = self.text(key)
         if value is not None and value not in choices:
             raise SettingError(f"--set {key}={value}: not one of {', '.join(choices)}")
