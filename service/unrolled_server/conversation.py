@@ -248,9 +248,7 @@ class Conversation:
             await self._event(command, outcome=recorded_outcome(answer))
             return
         scores = Scores(command.message.score.HasField("logprobs"), request.key)
-        beginning = await self._turns.begin(request, scores.answer)
-        scores.check_size(request, beginning)
-        async with beginning as turn:
+        async with await self._turns.begin(request, scores.answer) as turn:
             async for delta in turn:
                 scores.add(delta, turn.model.vocabulary)
         await self._event(command, score=scores.response(turn.model.label))

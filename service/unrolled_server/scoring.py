@@ -6,11 +6,10 @@ import math
 
 from unrolled.v1 import completion_pb2
 
-from unrolled_server.active_turn import ActiveTurn
 from unrolled_server.answers import Answer
-from unrolled_server.types import Delta, Outcome, RequestKey, TurnRequest
+from unrolled_server.types import Delta, Outcome, RequestKey
 from unrolled_server.vocabulary import Vocabulary
-from unrolled_server.wire import check_answer_size, logprob_messages, outcome_message
+from unrolled_server.wire import logprob_messages, outcome_message
 
 
 class Scores:
@@ -21,12 +20,6 @@ class Scores:
         self._key = key
         self._response = completion_pb2.ScoreResponse()
         self._logprobs: list[float] = []
-
-    def check_size(self, request: TurnRequest, turn: ActiveTurn) -> None:
-        """Refuse a turn whose answer might not fit in one message. Raises InvalidField."""
-        if self._wants_tokens:
-            remedy = "score less at once, or ask for fewer"
-            check_answer_size(turn.told, request.logprobs, turn.model.vocabulary, remedy)
 
     def add(self, delta: Delta, vocabulary: Vocabulary) -> None:
         """Take one delta."""

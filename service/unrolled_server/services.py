@@ -30,7 +30,6 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.turns import Turns
 from unrolled_server.wire import (
-    check_answer_size,
     checkpoint_id,
     complete_turn,
     delta_message,
@@ -62,14 +61,11 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
     async def Complete(
         self, request: completion_pb2.CompleteRequest, context: Context
     ) -> completion_pb2.CompleteResponse:
-        asked = complete_turn(request)
+        asked = complete_turn(request, in_one_message=True)
         if (answer := await self._turns.answered(asked)) is not None:
             return recorded_response(answer)
         recording = Recording(asked.key, whole=True)
-        beginning = await self._turns.begin(asked, recording.answer)
-        remedy = "use StreamComplete, or ask for fewer"
-        check_answer_size(beginning.max_tokens, asked.logprobs, beginning.model.vocabulary, remedy)
-        async with beginning as turn:
+        async with await self._turns.begin(asked, recording.answer) as turn:
             async for delta in turn:
                 recording.add(delta_message(delta, turn.model.vocabulary))
         return response(recording.said(), outcome_message(turn.outcome))
@@ -105,10 +101,7 @@ class CompletionService(completion_pb2_grpc.CompletionServiceServicer):
         self, request: completion_pb2.ScoreRequest, context: Context
     ) -> completion_pb2.ScoreResponse:
         scores = Scores(request.HasField("logprobs"))
-        asked = score_turn(request)
-        beginning = await self._turns.begin(asked)
-        scores.check_size(asked, beginning)
-        async with beginning as turn:
+        async with await self._turns.begin(score_turn(request)) as turn:
             async for delta in turn:
                 scores.add(delta, turn.model.vocabulary)
         return scores.response(turn.model.label)

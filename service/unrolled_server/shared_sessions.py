@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -57,9 +58,9 @@ class SharedSessions(StoredSessions):
             raise SessionNotFound(name)
         lock = self._looks.setdefault(id_, asyncio.Lock())
         try:
-            async with asyncio.timeout(self._shared.timeout), lock:
-                if claim is not None and check is not None and not self._is_claimed(id_):
-                    check(await self._seen(name, id_, None))
+            async with asyncio.timeout(self._shared.timeout) as limit, lock:
+                if claim is not None and check is not None:
+                    await self._check(name, id_, check, limit)
                 session = await self._seen(name, id_, claim)
         except TimeoutError as error:
             self.stats.errors["unavailable"] += 1
@@ -85,6 +86,20 @@ class SharedSessions(StoredSessions):
         self.memory.ended["expired"] += ended
         await self._end_unheard()
         return more_in_memory or ended >= CHUNK
+
+    async def _check(self, name: str, id_: bytes, check: Check, limit: asyncio.Timeout) -> None:
+        """Raises what `check` does of the session as the store has it.
+
+        What was claimed last by this server is likely as memory has it: where nothing is raised of
+        that, the store is not asked.
+        """
+        if self._is_claimed(id_):
+            with suppress(ServerError), _standing_still(limit):
+                check(self.memory.get(name))
+                return
+        session = await self._seen(name, id_, None)
+        with _standing_still(limit):
+            check(session)
 
     def _is_claimed(self, id_: bytes) -> bool:
         """Whether the last claim, as far as is known here, was this server's."""
@@ -153,3 +168,15 @@ class SharedSessions(StoredSessions):
     def _newest_view(self, facts: SessionFacts) -> SessionView | None:
         """The session as it was stored; None where it is over."""
         return self._stored_view(self._current(facts)) if self._is_open(facts) else None
+
+
+@contextmanager
+def _standing_still(limit: asyncio.Timeout) -> Iterator[None]:
+    """Time that passes meanwhile does not count."""
+    clock = asyncio.get_running_loop().time
+    begun = clock()
+    try:
+        yield
+    finally:
+        when = limit.when()
+        limit.reschedule(None if when is None else when + clock() - begun)

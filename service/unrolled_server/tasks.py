@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unrolled_server.answer_size import check_answer_size
 from unrolled_server.errors import InvalidField, NothingToContinue, UnknownText
 from unrolled_server.models import ServedModel
 from unrolled_server.prefix_cache import PrefixCache
@@ -66,6 +67,7 @@ class Draft:
         nothing = start.pending is None and not len(told)
         if nothing and max_tokens and model.vocabulary.start_token is None:
             raise NothingToContinue(self.request.session, model.label)
+        check_answer_size(self.request, len(told), max_tokens, model.vocabulary)
         return told, max_tokens
 
     def _max_tokens(self, asked: int | None) -> int:

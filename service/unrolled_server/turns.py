@@ -103,13 +103,12 @@ class Turns:
             """Raises what keeps the turn from beginning, but for its position and other turns."""
             check_model(request.model, session.model)
             self._check_room(session.model)
+            self._check_unanswered(request, session)
             draft.check(session.model, self.sessions.memory.checkpoint(session))
 
         claim = None if request.reads_only else Claim(request.expected_position)
         session = await self._session(request, claim, check)
-        if request.key is not None and self.sessions.memory.has_answer(session, request.key):
-            # Since `answered` has looked, an earlier attempt has been committed elsewhere.
-            raise SessionBusy(session.name)
+        self._check_unanswered(request, session)
         check_position(session, request.expected_position)
         return session.model, session
 
@@ -119,6 +118,11 @@ class Turns:
         session = await self.sessions.load(request.session, claim, check)
         check_model(request.model, session.model)
         return session
+
+    def _check_unanswered(self, request: TurnRequest, session: Session) -> None:
+        """Raises SessionBusy where an earlier attempt was committed since `answered` looked."""
+        if request.key is not None and self.sessions.memory.has_answer(session, request.key):
+            raise SessionBusy(session.name)
 
     def _check_room(self, model: ServedModel) -> None:
         if self.draining.is_set():

@@ -87,6 +87,8 @@ class TurnRequest:
     """Log-probabilities are of the told tokens rather than of the drawn ones."""
     reads_only: bool = False
     """The session is read and neither held nor advanced."""
+    in_one_message: bool = False
+    """All log-probabilities are, however many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,14 +32,14 @@ MAX_STOP_BYTES = 256
 MAX_REQUEST_ID = 128
 MAX_CHECKPOINT_ID = 63
 CHECKPOINT_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_CHECKPOINT_ID - 1}}}")
-ANSWER_BYTES = 15 << 20
-"""Log-probabilities in one message: what is left of 16 MiB is for the text and its tokens."""
 MAX_TTL_SECONDS = 3650 * 86400
 NO_PAYLOAD = frozenset({"request_id", "session", "model"})
 """Fields that say which turn it is, and where it runs: in a stream, `open` says that."""
 
 
-def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
+def complete_turn(
+    message: completion_pb2.CompleteRequest, *, in_one_message: bool = False
+) -> TurnRequest:
     """The turn that a CompleteRequest asks for. Raises InvalidField."""
     field = message.WhichOneof("input")
     tell: str | Sequence[int] | None = None
@@ -64,6 +64,7 @@ def complete_turn(message: completion_pb2.CompleteRequest) -> TurnRequest:
         logprobs=_logprobs(message),
         expected_position=expected_position(message),
         key=_key("complete", message),
+        in_one_message=in_one_message,
     )
 
 
@@ -81,6 +82,7 @@ def score_turn(message: completion_pb2.ScoreRequest) -> TurnRequest:
         logprobs=_logprobs(message) or 0,
         scores=True,
         reads_only=True,
+        in_one_message=message.HasField("logprobs"),
     )
 
 
@@ -103,6 +105,7 @@ def feed_turn(
         expected_position=expected_position(message),
         key=_key("score" if scores else "feed", message),
         scores=scores,
+        in_one_message=scores and message.HasField("logprobs"),
     )
 
 
@@ -142,30 +145,6 @@ def logprob_messages(
                 if other >= 0
             ],
         )
-
-
-def logprob_bytes(alternatives: int, vocabulary: Vocabulary) -> int:
-    """Bytes of one TokenLogprob at most, its place in a message included."""
-    # Tags take one byte; token_id is a varint, token has a length before it, logprob takes four.
-    token = vocabulary.longest_token
-    entry = 1 + _varint_bytes(vocabulary.size) + 1 + _varint_bytes(token) + token + 1 + 4
-    inside = entry + alternatives * (1 + _varint_bytes(entry) + entry)
-    return 1 + _varint_bytes(inside) + inside
-
-
-def _varint_bytes(number: int) -> int:
-    return max(1, -(-number.bit_length() // 7))
-
-
-def check_answer_size(
-    tokens: int, logprobs: int | None, vocabulary: Vocabulary, remedy: str
-) -> None:
-    """Refuse an answer that might not fit in one message. Raises InvalidField."""
-    if logprobs is None:
-        return
-    size = tokens * logprob_bytes(min(logprobs, vocabulary.size), vocabulary)
-    if size > ANSWER_BYTES:
-        raise InvalidField("logprobs", f"{tokens} tokens' may not fit in one message; {remedy}")
 
 
 def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:

@@ -207,6 +207,22 @@ class SharedMachine(RuleBasedStateMachine):
             self.run(self.servers[on].sessions.load(name, Claim(position)))
 
     @rule(name=names, on=either)
+    def refuse(self, name: str, on: int) -> None:
+        """A claim that the session as it is speaks against, which takes nothing over."""
+        sessions, seen = self.servers[on].sessions, [Checkpoint(None, None, -1)]
+
+        def check(session: Session) -> None:
+            seen.append(sessions.memory.checkpoint(session))
+            raise SessionBusy(name)
+
+        refused = self.outcome(sessions.load(name, Claim(), check))
+        if name in self.truth:
+            assert refused is SessionBusy
+            same(seen[-1], self.truth[name])
+        else:
+            assert refused is SessionNotFound
+
+    @rule(name=names, on=either)
     def delete(self, name: str, on: int) -> None:
         expected = None if self.truth.pop(name, None) else SessionNotFound
         assert self.outcome(self.servers[on].sessions.delete(name)) is expected

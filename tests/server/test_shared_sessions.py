@@ -12,13 +12,26 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
-from support.calls import SECONDS, Refusal, Stubs, refusal_of, refused, unread_turn
+from support.calls import (
+    SECONDS,
+    Refusal,
+    Stubs,
+    refusal_of,
+    refusal_of_status,
+    refused,
+    unread_turn,
+)
 from support.lone import LoneSession
 from support.metrics import eventually
 from support.models import Repository
 from support.redis import RunningRedis, running_redis
 from support.stored import Serving, serving
-from unrolled.v1.completion_pb2 import CompleteRequest, CompleteResponse
+from unrolled.v1.completion_pb2 import (
+    CompleteRequest,
+    CompleteResponse,
+    ConverseRequest,
+    TokenIds,
+)
 from unrolled.v1.session_pb2 import (
     CheckpointSessionRequest,
     CreateSessionRequest,
@@ -28,6 +41,9 @@ from unrolled.v1.session_pb2 import (
     ListSessionsRequest,
     RewindSessionRequest,
 )
+
+LARGE = 1 << 16
+"""Tokens whose log-probabilities, with 20 others each, do not fit in one message."""
 
 
 @pytest.fixture
@@ -268,17 +284,23 @@ def test_a_request_at_another_position_takes_nothing_over(pair: tuple[Serving, S
     assert other.stubs.position(name) == owner.stubs.position(name) == 6001
 
 
-def test_what_is_refused_takes_nothing_over(pair: tuple[Serving, Serving]) -> None:
+@pytest.mark.parametrize("was_owner", [False, True])
+def test_what_is_refused_takes_nothing_over(pair: tuple[Serving, Serving], was_owner: bool) -> None:
+    """Whether or not the server that refuses it had the session's last turn but one."""
     owner, other = pair
     name = owner.stubs.create("lstm")
+    if was_owner:
+        other.stubs.tell(name, "")
     with unread_turn(owner.server.address, CompleteRequest(session=name, prompt="z")) as call:
         complete = other.stubs.completions.Complete
         for request, reason in (
             (CompleteRequest(session=name, prompt="\u2603"), "UNKNOWN_TEXT"),
             (CompleteRequest(session=name, max_tokens=10**8), "INVALID_FIELD"),
             (CompleteRequest(session=name, model="gru"), "INVALID_FIELD"),
+            (CompleteRequest(session=name, max_tokens=LARGE, logprobs=20), "INVALID_FIELD"),
         ):
             assert refused(complete, request).reason == reason
+        assert refused_score(other.stubs, name).reason == "INVALID_FIELD"
         sessions = other.stubs.sessions
         undo, back = (RewindSessionRequest(name=name, checkpoint=to) for to in ("", "never"))
         assert refused(sessions.RewindSession, undo).reason == "NOTHING_TO_UNDO"
@@ -286,6 +308,17 @@ def test_what_is_refused_takes_nothing_over(pair: tuple[Serving, Serving]) -> No
         for _ in call:  # type: ignore[attr-defined]
             pass
     assert other.stubs.position(name) == owner.stubs.position(name) == 6001
+
+
+def refused_score(stubs: Stubs, name: str) -> Refusal:
+    """Of a text whose scores do not fit in one message."""
+    score = ConverseRequest.Feed(tokens=TokenIds(ids=[1] * LARGE), logprobs=20)
+    commands = (
+        ConverseRequest(open=ConverseRequest.Open(session=name)),
+        ConverseRequest(score=score),
+    )
+    *_, answer = stubs.completions.Converse(iter(commands), timeout=SECONDS)
+    return refusal_of_status(answer.error)
 
 
 # Redis that is not there
