@@ -147,7 +147,7 @@ class ServerCollector(Collector):
     def _of_sessions(self) -> Iterator[Metric]:
         held = GaugeMetricFamily(
             "unrolled_sessions",
-            "Sessions, in memory or in the store alone.",
+            "Sessions, in memory or in the store alone, whether or not their model is served.",
             labels=["model", "tier"],
         )
         size = GaugeMetricFamily(
@@ -157,9 +157,8 @@ class ServerCollector(Collector):
             count = self._memory.count(model)
             held.add_metric([model.label, "memory"], count)
             size.add_metric([model.label], count * model.state_bytes)
-            if self._sessions.stats is not None:
-                elsewhere = self._sessions.stored().get(model.label, 0) - count
-                held.add_metric([model.label, "store"], max(0, elsewhere))
+        for label, count in self._in_the_store_alone().items():
+            held.add_metric([label, "store"], count)
         ended = CounterMetricFamily("unrolled_sessions_ended", "Sessions ended.", labels=["reason"])
         for reason, number in self._memory.ended.items():
             ended.add_metric([reason], number)
@@ -175,6 +174,16 @@ class ServerCollector(Collector):
             self._memory.checkpoint_bytes,
         )
         yield from (held, size, marks, ended, replays, limit)
+
+    def _in_the_store_alone(self) -> dict[str, int]:
+        """Sessions by model, of models too that are not served; none without a store."""
+        if self._sessions.stats is None:
+            return {}
+        counts = {model.label: -self._memory.count(model) for model in self._models.ready()}
+        # A copy: the store's thread may count meanwhile.
+        for label, stored in dict(self._sessions.stored()).items():
+            counts[label] = counts.get(label, 0) + stored
+        return {label: max(0, count) for label, count in counts.items()}
 
     def _of_the_store(self) -> Iterator[Metric]:
         stats = self._sessions.stats

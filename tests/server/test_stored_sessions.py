@@ -219,6 +219,13 @@ def test_a_session_of_a_model_that_is_not_served_names_it(
         turn(second.stubs, kept, "a", 0)
         for model in ("lstm", "lstm/1"):
             assert [session.name for session in listed(second.stubs, 10, model)] == [lost]
+        # It takes room, and whoever looks at the metrics is to know of it.
+        stored = {
+            model: second.metrics.value("unrolled_sessions", model=model, tier="store")
+            for model in ("lstm/1", "gru/1", "rnn/1")
+        }
+        assert stored == {"lstm/1": 1, "gru/1": 0, "rnn/1": 0}
+        assert second.metrics.value("unrolled_sessions") == 2
         second.stubs.sessions.DeleteSession(DeleteSessionRequest(name=lost))
         unknown = refused(second.stubs.sessions.ListSessions, ListSessionsRequest(model="lstm"))
         assert unknown.reason == "MODEL_NOT_FOUND"
