@@ -1,4 +1,4 @@
-"""What Redis does in one step: scripts in Lua, each on the keys of one session, or on the indexes.
+"""What Redis does in one step: scripts in Lua, on the keys of one session, on the indexes, or both.
 
     unrolled:{ID}                  hash: a session
         facts, body                as `session_record` has them
@@ -14,7 +14,8 @@
     unrolled:{index}:models        hash: sessions by model
 
 Redis ends sessions, by their keys' expiry. The indexes follow: an entry may outlive its session
-until somebody meets it. A session's keys share a hash tag, and so do the indexes.
+until somebody meets it; no session is without one. A session's keys share a hash tag, and so do
+the indexes.
 """
 
 from __future__ import annotations
@@ -69,10 +70,22 @@ _RECORD = """
 local facts, body, tenant, position, epoch, used, ttl, latest, ends = unpack(ARGV, 2, 10)
 """
 
-
-INSERT = _IN_TIME + _RECORD + _WRITE
-"""KEYS: session. ARGV: when it is too late, in us of Redis's clock; facts, body, tenant, position,
-epoch, used, ttl, latest; when it ends, in ms, or ''. Returns 'done' or 'late'."""
+INSERT = (
+    _IN_TIME
+    + _RECORD
+    + """
+local id, model = unpack(ARGV, 11, 12)
+redis.call('ZADD', KEYS[2], ends == '' and '+inf' or ends / 1000, id)
+if redis.call('HSET', KEYS[3], id, model .. '\\n' .. tenant) == 1 then
+    redis.call('HINCRBY', KEYS[4], model, 1)
+end
+redis.call('ZADD', KEYS[5], 0, id)
+"""
+    + _WRITE
+)
+"""KEYS: session, ends, sessions, models, the tenant's sessions. ARGV: when it is too late, in us of
+Redis's clock; facts, body, tenant, position, epoch, used, ttl, latest; when it ends, in ms, or '';
+ID, model. Returns 'done' or 'late'. The session comes last: what fails before leaves none."""
 
 COMMIT = (
     _IN_TIME
@@ -85,8 +98,8 @@ if current ~= epoch or (since ~= '' and string.sub(before, -16) ~= since) then r
 """
     + _WRITE
 )
-"""KEYS and ARGV as of INSERT; then the digest of the record that it follows, or ''. Returns 'done',
-'late', 'gone' where there is no such session, or 'fenced'."""
+"""KEYS: session. ARGV: as of INSERT up to its end; then the digest of the record that it follows,
+or ''. Returns 'done', 'late', 'gone' where there is no such session, or 'fenced'."""
 
 USE = """
 local used, held_until = unpack(ARGV)
@@ -111,16 +124,6 @@ return 1
 """
 """KEYS: session, the same put aside. ARGV: the facts that it was found with. Returns whether they
 were still there."""
-
-ENTER = """
-local id, tenant, model, ends = unpack(ARGV)
-redis.call('ZADD', KEYS[1], ends, id)
-redis.call('ZADD', KEYS[4], 0, id)
-if redis.call('HSET', KEYS[2], id, model .. '\\n' .. tenant) == 1 then
-    redis.call('HINCRBY', KEYS[3], model, 1)
-end
-"""
-"""KEYS: ends, sessions, models, the tenant's sessions. ARGV: ID, tenant, model, end in seconds."""
 
 LEAVE = """
 local left = 0

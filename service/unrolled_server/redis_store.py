@@ -68,7 +68,7 @@ class RedisStore:
         self._look, self._insert = script(scripts.LOOK), script(scripts.INSERT)
         self._commit, self._use = script(scripts.COMMIT), script(scripts.USE)
         self._put_aside = script(scripts.PUT_ASIDE)
-        self._enter, self._leave = script(scripts.ENTER), script(scripts.LEAVE)
+        self._leave = script(scripts.LEAVE)
 
     @property
     def stats(self) -> StoreStats:
@@ -92,13 +92,10 @@ class RedisStore:
         """Keep a new session."""
         facts, id_ = record.facts, _id(record)
         known, body = encode(record)
-        arguments = [self._link.deadline(), *_fields(facts, known, body)]
-        if await self._link.run(self._insert, [_key(id_)], arguments) != b"done":
+        arguments = [self._link.deadline(), *_fields(facts, known, body), id_, facts.model]
+        keys = [_key(id_), *INDEXES, _tenant_key(facts.tenant)]
+        if await self._link.run(self._insert, keys, arguments) != b"done":
             raise StoreUnavailable(NAME)
-        # In this order: an entry without a session would be taken for one that has ended.
-        end = "+inf" if facts.ends is None else facts.ends
-        keys = [*INDEXES, _tenant_key(facts.tenant)]
-        await self._link.run(self._enter, keys, [id_, facts.tenant, facts.model, end])
         return Receipt(self.durability, Version(facts.epoch, known[-DIGEST_BYTES:]))
 
     async def commit(self, record: SessionRecord, since: bytes = b"") -> Receipt:

@@ -110,7 +110,7 @@ class Store(Protocol):
         """What it takes of its volume; None where that cannot be told. From any thread."""
 
     async def insert(self, record: SessionRecord) -> Receipt:
-        """Keep a new session."""
+        """Keep a new session. After StoreUnavailable it may be kept, but not later on."""
 
     async def commit(self, record: SessionRecord) -> Receipt:
         """Replace a session's record by that after a turn. Raises SessionNotFound."""

@@ -6,7 +6,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -234,6 +235,36 @@ async def test_only_the_last_claim_may_commit_and_only_once(store: RedisStore) -
     now = await store.read(id_of(record), "default")
     assert now is not None
     assert now.answers == b"first"
+
+
+@pytest.mark.parametrize("command", ["zadd", "hset", "hincrby", "pexpireat"])
+async def test_there_is_no_session_that_the_indexes_do_not_know_of(
+    store: RedisStore, redis: RunningRedis, command: str
+) -> None:
+    """Whichever step of an insertion fails; what the indexes have of it goes when it is met."""
+    with forbidden(redis, command), pytest.raises(StoreUnavailable):
+        await store.insert(numbered(1))
+    with redis.client() as client:
+        indexed = client.zrange("unrolled:{index}:ends", 0, -1)
+        assert bool(client.exists(key(numbered(1)))) <= (id_of(numbered(1)) in indexed)
+    await store.expire(await store.over(NOW + 4000, 10), NOW + 4000)
+    assert await store.over(NOW + 4000, 10) == []
+    listed = (await store.page("default", b"", 9)).sessions
+    assert sum(store.count().values()) == len(listed)
+    with redis.client() as client:
+        assert client.zcard("unrolled:{index}:tenant:default") == len(listed)
+
+
+@contextmanager
+def forbidden(redis: RunningRedis, command: str) -> Iterator[None]:
+    """Redis refuses this command, in scripts too."""
+    with redis.client() as client:
+        act: Callable[..., object] = client.execute_command
+        act("ACL", "SETUSER", "default", f"-{command}")
+        try:
+            yield
+        finally:
+            act("ACL", "SETUSER", "default", "+@all")
 
 
 async def test_redis_ends_sessions_and_the_indexes_follow(
