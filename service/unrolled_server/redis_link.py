@@ -86,11 +86,15 @@ class RedisLink:
         """A script that Redis keeps, to be run by its digest."""
         return self.client.register_script(text)
 
-    def deadline(self) -> int:
-        """Microseconds of Redis's clock after which nobody waits for what is asked for now."""
+    def now(self) -> float:
+        """What Redis's clock says, in seconds since the epoch, or a little before that."""
         if self._offset is None:
             raise RuntimeError("the link is not open")
-        return int((self._clock() + self.timeout + self._offset) * 1e6)
+        return self._clock() + self._offset
+
+    def deadline(self) -> int:
+        """Microseconds of Redis's clock after which nobody waits for what is asked for now."""
+        return int((self.now() + self.timeout) * 1e6)
 
     async def run(
         self, script: AsyncScript, keys: Sequence[str], arguments: Sequence[Argument] = ()

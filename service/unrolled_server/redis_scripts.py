@@ -20,8 +20,18 @@ the indexes.
 
 from __future__ import annotations
 
-LOOK = """
-local asked, epoch, digest, held_until, expected = unpack(ARGV)
+_IS_LATE = """
+local function is_late(deadline)
+    local time = redis.call('TIME')
+    return time[1] * 1000000 + time[2] > tonumber(deadline)
+end
+"""
+
+LOOK = (
+    _IS_LATE
+    + """
+local asked, epoch, digest, deadline, held_until, expected = unpack(ARGV)
+if deadline ~= '' and is_late(deadline) then return {'late'} end
 local found = redis.call('HMGET', KEYS[1], 'tenant', 'epoch', 'facts', 'used', 'position')
 local tenant, current, facts, used, position = unpack(found)
 if not tenant then
@@ -30,7 +40,7 @@ end
 if tenant ~= asked then return {'none'} end
 local is_same = string.sub(facts, -16) == digest
 local is_mine = is_same and current == epoch
-if held_until ~= '' and (expected == '' or expected == position) then
+if deadline ~= '' and (expected == '' or expected == position) then
     if not is_mine then
         redis.call('HINCRBY', KEYS[1], 'epoch', 1)
         current = redis.call('HGET', KEYS[1], 'epoch')
@@ -44,15 +54,19 @@ if not is_same then
 end
 return seen
 """
+)
 """KEYS: session, the same put aside. ARGV: tenant; epoch and digest that the caller knows, or ''
-twice; until when a claim holds the session, in ms, or '' without a claim; the position that it is
-made at, or ''. Returns 'none', 'damaged', or 'here', the epoch of the caller's claim or 0, and the
-last use; then facts and body if the caller does not know them."""
+twice; then of a claim, or '' thrice: when it is too late, in us of Redis's clock; until when it
+holds the session, in ms; the position that it is made at, or ''. Returns 'none', 'damaged', 'late',
+or 'here', the epoch of the caller's claim or 0, and the last use; then facts and body if the caller
+does not know them."""
 
-_IN_TIME = """
-local time = redis.call('TIME')
-if time[1] * 1000000 + time[2] > tonumber(ARGV[1]) then return 'late' end
+_IN_TIME = (
+    _IS_LATE
+    + """
+if is_late(ARGV[1]) then return 'late' end
 """
+)
 
 _WRITE = """
 redis.call('HSET', KEYS[1], 'facts', facts, 'body', body, 'tenant', tenant,

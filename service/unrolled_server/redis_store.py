@@ -1,8 +1,8 @@
 """Sessions in Redis, which several servers share.
 
 Every change of a session is one script on its key; `redis_scripts` has them, and what lies where.
-A commit carries a deadline in Redis's own time: one that was sent, given up here, and carried out
-late, because Redis stood still meanwhile, changes nothing.
+Insertions, claims and commits carry a deadline in Redis's own time: one that was sent, given up
+here, and carried out late, because Redis stood still meanwhile, changes nothing.
 """
 
 from __future__ import annotations
@@ -127,10 +127,12 @@ class RedisStore:
     ) -> Sight | None:
         """A tenant's session as it is now; None: there is none. Raises RecordCorrupt."""
         keys = [_key(id_), _damaged_key(id_)]
-        arguments = [tenant, *_known(known), *_claim(claim)]
+        arguments = [tenant, *_known(known), *self._claim(claim)]
         state, *seen = await self._link.run(self._look, keys, arguments)
         if state == b"none":
             return None
+        if state == b"late":
+            raise StoreUnavailable(NAME)
         if state == b"damaged":
             raise RecordCorrupt(name_of(id_))
         epoch, used, *parts = seen
@@ -155,8 +157,8 @@ class RedisStore:
 
     async def hold(self, ids: list[bytes]) -> None:
         """Turns of these sessions are under way: they are used, and do not end meanwhile."""
-        now = time.time()
-        await self._note([(id_, now, _ms(now + HOLD_SECONDS)) for id_ in ids])
+        until = self._held_until()
+        await self._note([(id_, 0, until) for id_ in ids])
 
     async def page(self, tenant: str, after: bytes, most: int) -> StorePage:
         """Up to `most` of a tenant's sessions behind an ID, without those that cannot be read."""
@@ -203,6 +205,18 @@ class RedisStore:
     async def close(self) -> None:
         """Close all connections; nothing is to be asked for any more."""
         await self._link.close()
+
+    def _claim(self, claim: Claim | None) -> tuple[Argument, Argument, Argument]:
+        """What LOOK takes of a claim."""
+        if claim is None:
+            return "", "", ""
+        expected = claim.expected_position
+        position = "" if expected is None else expected
+        return self._link.deadline(), self._held_until(), position
+
+    def _held_until(self) -> str:
+        """Until when a session is held that is said now to be: in Redis's time, in ms."""
+        return _ms(self._link.now() + HOLD_SECONDS)
 
     async def _committed(self, key: str, arguments: Sequence[Argument]) -> tuple[bytes, Durability]:
         """What became of a commit, and how durable it is if it was done."""
@@ -285,13 +299,6 @@ def _fields(facts: SessionFacts, known: bytes, body: bytes) -> list[Argument]:
 
 def _known(version: Version | None) -> tuple[Argument, Argument]:
     return ("", "") if version is None else (version.epoch, version.digest)
-
-
-def _claim(claim: Claim | None) -> tuple[str, str]:
-    if claim is None:
-        return "", ""
-    expected = claim.expected_position
-    return _ms(time.time() + HOLD_SECONDS), "" if expected is None else str(expected)
 
 
 def _decoded(id_: bytes, used: bytes, facts: bytes, body: bytes) -> SessionRecord:

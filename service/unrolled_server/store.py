@@ -155,7 +155,8 @@ class SharedStore(Store, Protocol):
     ) -> Sight | None:
         """A tenant's session as it is now, claimed or not; None: there is none.
 
-        Raises RecordCorrupt, ever again.
+        Raises RecordCorrupt, ever again. After StoreUnavailable the claim may have been made, but
+        it will not be later on.
         """
 
     async def commit(self, record: SessionRecord, since: bytes = b"") -> Receipt:

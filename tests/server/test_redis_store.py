@@ -287,17 +287,24 @@ async def test_redis_ends_sessions_and_the_indexes_follow(
     assert page.sessions == [kept.facts, forever.facts]
 
 
-async def test_a_turn_under_way_keeps_its_session(store: RedisStore, redis: RunningRedis) -> None:
+@pytest.mark.parametrize("ahead", [0.0, -3600.0, 3600.0])
+async def test_a_turn_under_way_keeps_its_session(
+    store: RedisStore, redis: RunningRedis, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """For half a minute of Redis's time, whatever the server's clock says."""
     claimed, held = (replace(numbered(n), facts=short_of(n)) for n in (1, 2))
     for record in (claimed, held):
         await store.insert(record)
-    assert await store.look(id_of(claimed), "default", None, Claim()) is not None
-    await store.hold([id_of(held)])
-    with redis.client() as client:
+    with monkeypatch.context() as patched, redis.client() as client:
+        clock = time.time
+        patched.setattr(time, "time", lambda: clock() + ahead)
+        assert await store.look(id_of(claimed), "default", None, Claim()) is not None
+        await store.hold([id_of(held)])
+        seconds, _ = client.time()
         for record in (claimed, held):
             end = client.pexpiretime(key(record))
             assert isinstance(end, int)
-            assert end > (time.time() + 15) * 1000
+            assert (seconds + 15) * 1000 < end < (seconds + 32) * 1000
 
 
 def short_of(number: int) -> SessionFacts:
@@ -364,25 +371,42 @@ async def test_a_redis_that_is_gone_is_unavailable_and_comes_back(tmp_path: Path
         await store.close()
 
 
-async def test_a_commit_that_was_given_up_is_not_carried_out_later(
+async def test_what_was_given_up_is_not_carried_out_later(
     store: RedisStore, redis: RunningRedis
 ) -> None:
-    record = numbered(1)
+    record, claimed, new = numbered(1), numbered(2), numbered(3)
     await store.insert(record)
+    receipt = await store.insert(claimed)
     hasty = RedisStore(redis.url, timeout=3.0)
     await hasty.open()
-    # Redis has the script from now on: the late one comes whole.
-    await hasty.commit(record)
+    # There are connections and Redis has the scripts from now on: the late ones come whole.
+    elsewhere = Claim(expected_position=99)
+    await asyncio.gather(
+        hasty.commit(record),
+        hasty.look(id_of(claimed), "default", None, elsewhere),
+        hasty.insert(numbered(4)),
+    )
     redis.stop()
     try:
-        with pytest.raises(StoreUnavailable):
-            await hasty.commit(replace(record, answers=b"late"))
+        given_up = await asyncio.gather(
+            hasty.commit(replace(record, answers=b"late")),
+            hasty.look(id_of(claimed), "default", None, Claim()),
+            hasty.insert(new),
+            return_exceptions=True,
+        )
     finally:
         redis.go_on()
+    assert [type(error) for error in given_up] == [StoreUnavailable] * 3
     await hasty.close()
     # What waited in its socket comes before what is asked now, or at the latest with it.
     for _ in range(3):
-        assert same(await store.read(id_of(record), "default"), record)
+        found = await store.read(id_of(record), "default")
+        assert found is not None
+        assert found.answers == record.answers
+        sight = await store.look(id_of(claimed), "default", receipt.version, Claim())
+        assert sight is not None
+        assert sight.version == receipt.version
+        assert await store.read(id_of(new), "default") is None
 
 
 # Opening it
