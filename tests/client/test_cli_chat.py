@@ -71,8 +71,10 @@ def test_a_score_is_told_in_every_measure_and_moves_nothing(fake: FakeService) -
     done = run("--server", fake.target, "chat", told=b"/score a bc\n")
 
     assert [line.split() for line in done.stdout.splitlines()] == [
-        ["log-probability", "-1.500"],
-        ["per", "character", "-0.500"],
+        ["tokens", "4,", "the", "first", "without", "a", "probability"],
+        ["log-probability", "-1.500", "nats"],
+        ["bits", "per", "character", "0.721"],
+        ["bits", "per", "byte", "0.721"],
         ["perplexity", "1.649", "per", "token"],
         ["TOKEN", "LOGPROB"],
         ["'a'", "-"],

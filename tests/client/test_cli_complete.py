@@ -24,8 +24,11 @@ def test_options_reach_the_server(fake: FakeService) -> None:
     fake.add_session("sessions/a", position=3)
     options = "--session sessions/a --max-tokens 5 --temperature 0 --top-k 3 --top-p 0.5"
     more = "--min-p 0.25 --seed 18446744073709551615 --logprobs 0 --no-echo --request-id once"
+    place = ("--expected-position", "3")
     stops = ("--stop", "END", "--stop", "\n")
-    done = run("complete", "--server", fake.target, "a", *options.split(), *more.split(), *stops)
+    done = run(
+        "complete", "--server", fake.target, "a", *options.split(), *more.split(), *place, *stops
+    )
 
     assert (done.stdout, done.returncode) == ("To be", 0)
     assert fake.received == [
@@ -39,6 +42,7 @@ def test_options_reach_the_server(fake: FakeService) -> None:
             min_p=0.25,
             seed=2**64 - 1,
             logprobs=0,
+            expected_position=3,
             request_id="once",
             stop=["END", "\n"],
         )
@@ -144,6 +148,8 @@ def test_wrong_usage_is_2(fake: FakeService) -> None:
         ["complete", "--max-tokens", str(2**31), "a"],
         ["complete", "--seed", "-1", "a"],
         ["complete", "--temp", "1", "a"],
+        ["complete", "--expected-position", "3", "a"],
+        ["complete", "--session", "s", "--expected-position", str(2**63), "a"],
         ["complete", "a", "b"],
         ["complete", os.fsdecode(b"\xff")],
         [],

@@ -6,7 +6,8 @@ import json
 
 from client.command import run
 from client.fake_service import FakeService, model
-from unrolled.v1.model_pb2 import CELL_GRU, Model, Vocabulary
+from support.server import RunningServer
+from unrolled.v1.model_pb2 import CELL_GRU, GetModelRequest, Model, Vocabulary
 
 PROJECTED = Model(
     name="wide",
@@ -45,6 +46,24 @@ def test_json_has_a_line_for_each(fake: FakeService) -> None:
 
     names = [json.loads(line)["name"] for line in done.stdout.splitlines()]
     assert names == ["tiny", "wide"]
+
+
+def test_one_model_is_asked_for_by_name(fake: FakeService) -> None:
+    fake.models = [PROJECTED]
+    done = run("models", "wide/12", "--server", fake.target)
+
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["MODEL", "wide/12"]
+    assert fake.received == [GetModelRequest(name="wide/12")]
+
+
+def test_only_a_model_asked_for_by_name_has_its_tokens(server: RunningServer) -> None:
+    listed = run("models", "--json", "--server", server.address)
+    named = run("models", "lstm", "--json", "--server", server.address)
+
+    models = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [model["vocabulary"]["tokens"] for model in models] == [[]] * 3
+    (model,) = [json.loads(line) for line in named.stdout.splitlines()]
+    assert len(model["vocabulary"]["tokens"]) == model["vocabulary"]["size"] > 0
 
 
 def test_nothing_served_is_an_empty_table(fake: FakeService) -> None:

@@ -6,7 +6,7 @@ import argparse
 import importlib.metadata
 from collections.abc import Sequence
 
-from unrolled.cli import chat, complete, health, models, sessions, top
+from unrolled.cli import chat, complete, health, models, score, sessions, top
 from unrolled.cli.access import add_access
 
 
@@ -34,6 +34,6 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_access(shared, has_defaults=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (complete, chat, models, sessions, health, top):
+    for command in (complete, chat, score, models, sessions, health, top):
         command.add_to(commands, shared)
     return parser

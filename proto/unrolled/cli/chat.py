@@ -26,6 +26,7 @@ from unrolled.cli.output import Output
 from unrolled.cli.problems import Problem, explain
 from unrolled.cli.scores import score_report
 from unrolled.cli.served import only_model
+from unrolled.cli.tables import logprob_table
 from unrolled.client import DEFAULT_TARGET
 
 HELP = """\
@@ -177,7 +178,8 @@ class Chat:
     def _score(self, argument: str) -> None:
         if not argument:
             raise Problem("/score takes a text", 2)
-        print(score_report(argument, self.session.score(argument, logprobs=0)))
+        score = self.session.score(argument, logprobs=0)
+        print(f"{score_report(argument, score)}\n{logprob_table(score.tokens)}")
 
     def _show(self, argument: str) -> None:
         self.session.refresh()

@@ -6,12 +6,12 @@ import argparse
 import sys
 
 from unrolled import Client, CompletionStream, TokenLogprob
-from unrolled.cli.lines import typed_input
-from unrolled.cli.options import add_completion_options, completion_options, int32, uint64
+from unrolled.cli.lines import told
+from unrolled.cli.options import add_completion_options, completion_options, int32, int64, uint64
 from unrolled.cli.output import Output, to_terminal
 from unrolled.cli.problems import Problem
 from unrolled.cli.served import only_model
-from unrolled.cli.tables import json_line, logprob_table
+from unrolled.cli.tables import json_help, json_line, logprob_table
 from unrolled.v1.completion_pb2 import CompleteEvent
 
 
@@ -49,38 +49,33 @@ def add_to(
         metavar="ID",
         help="name of this turn of the session: repeating the command gives the same answer again",
     )
-    parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
     parser.add_argument(
-        "--json", action="store_true", help="print each event as a line of JSON, in protobuf's form"
+        "--expected-position",
+        type=int64,
+        metavar="N",
+        help="refuse unless the session stands at this many tokens",
     )
+    parser.add_argument("--no-echo", action="store_true", help="do not print the prompt")
+    parser.add_argument("--json", action="store_true", help=json_help("each event"))
 
 
 def run(client: Client, arguments: argparse.Namespace) -> None:
-    prompt = _prompt(arguments.prompt)
+    if arguments.expected_position is not None and not arguments.session:
+        raise Problem("--expected-position is of a session: --session names it", 2)
+    prompt = told(arguments.prompt)
     model = arguments.model
     if not model and not arguments.session:
         model = only_model(client)
     options = completion_options(arguments)
     options["seed"] = arguments.seed
     options["logprobs"] = arguments.logprobs
+    options["expected_position"] = arguments.expected_position
     options["request_id"] = arguments.request_id
     with client.stream(prompt or None, model=model, session=arguments.session, **options) as stream:
         if arguments.json:
             _print_events(stream)
         else:
             _print_text("" if arguments.no_echo else prompt, stream)
-
-
-def _prompt(argument: str | None) -> str:
-    if argument is not None and argument != "-":
-        return argument
-    if sys.stdin is None or (argument is None and typed_input()):
-        return ""
-    try:
-        # Not as text: a line break is told to the model as it stands.
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise Problem(f"standard input is not valid UTF-8 at byte {error.start}", 2) from None
 
 
 def _print_events(stream: CompletionStream) -> None:

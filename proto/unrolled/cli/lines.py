@@ -1,4 +1,4 @@
-"""Lines of standard input."""
+"""Standard input, whole and line by line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,22 @@ from unrolled.cli.problems import Problem
 def typed_input() -> bool:
     """Whether somebody types at a terminal; closed standard input is None."""
     return sys.stdin is not None and sys.stdin.isatty()
+
+
+def told(argument: str | None) -> str:
+    """The text that an argument says, exactly: itself, or standard input for - or nothing.
+
+    From a terminal only - reads. Raises Problem for what is not UTF-8.
+    """
+    if argument is not None and argument != "-":
+        return argument
+    if sys.stdin is None or (argument is None and typed_input()):
+        return ""
+    try:
+        # Not as text: a line break is told to the model as it stands.
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise Problem(f"standard input is not valid UTF-8 at byte {error.start}", 2) from None
 
 
 def line_reader(*, typed: bool) -> Callable[[], str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from unrolled import Client, Model
-from unrolled.cli.tables import enum_name, json_line, plain, table
+from unrolled.cli.tables import enum_name, json_help, json_line, plain, table
 
 _HEADER = ("MODEL", "STATUS", "CELL", "LAYERS", "PARAMETERS", "VOCABULARY", "STATE")
 _UNITS = {
@@ -26,12 +26,17 @@ def add_to(
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "--json", action="store_true", help="print each model as a line of JSON, in protobuf's form"
+        "name", nargs="?", metavar="MODEL", help="NAME or NAME/VERSION: this one alone"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help=f"{json_help('each model')}; of MODEL with its vocabulary's tokens",
     )
 
 
 def run(client: Client, arguments: argparse.Namespace) -> None:
-    models = client.models()
+    models = [client.model(arguments.name)] if arguments.name else client.models()
     if arguments.json:
         for model in models:
             print(json_line(model))

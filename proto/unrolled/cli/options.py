@@ -59,6 +59,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 int32 = _integer(-(2**31), 2**31 - 1)
+int64 = _integer(-(2**63), 2**63 - 1)
 uint64 = _integer(0, 2**64 - 1)
 
 

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from unrolled import Client, Session
 from unrolled.cli.options import uint64
 from unrolled.cli.served import only_model
-from unrolled.cli.tables import json_line, table
+from unrolled.cli.tables import json_help, json_line, table
 
 _HEADER = ("SESSION", "MODEL", "POSITION", "STATE", "USED", "EXPIRES")
 
@@ -131,7 +131,7 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print each session as a line of JSON, in protobuf's form",
+        help=json_help("each session"),
     )
 
 

@@ -60,8 +60,13 @@ def enum_name(message: Message, field: str, prefix: str) -> str:
     return known.name.removeprefix(prefix).lower().replace("_", " ") if known else str(number)
 
 
+def json_help(each: str) -> str:
+    """What `--json` is said to do."""
+    return f"print {each} as a line of JSON: ProtoJSON, with the contract's own field names"
+
+
 def json_line(message: Message) -> str:
-    """A message in protobuf's JSON form, on one line, with the contract's field names."""
+    """A message as ProtoJSON on one line: names as in the .proto, 64-bit integers as strings."""
     return MessageToJson(
         message,
         preserving_proto_field_name=True,
