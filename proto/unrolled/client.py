@@ -44,7 +44,7 @@ class Client:
 
     Raises ValueError for arguments that do not go together, and ValueError or OSError for files of
     `tls` that cannot be used. Every method that calls the server raises UnrolledError where the
-    call fails.
+    call fails, and TypeError or ValueError for an option that no request can hold.
     """
 
     def __init__(

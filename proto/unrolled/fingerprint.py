@@ -20,7 +20,10 @@ _SCHEME = b"unrolled fingerprint 1"
 
 
 def fingerprint(model: model_pb2.Model) -> str:
-    """SHA-256 in hexadecimal over what a state depends on, each field preceded by its length."""
+    """SHA-256 in hexadecimal over what a state depends on, each field preceded by its length.
+
+    `model` as GetModel returns it: ListModels leaves out tokens, which count.
+    """
     digest = hashlib.sha256()
     for field in _fields(model):
         digest.update(len(field).to_bytes(8, "little"))
