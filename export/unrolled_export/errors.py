@@ -34,10 +34,14 @@ class CheckpointError(ExportError):
 class SettingNeeded(CheckpointError):
     """A checkpoint that does not tell everything: a `--set` has to."""
 
-    def __init__(self, file: Path, problem: str, key: str, choices: Sequence[str]) -> None:
-        """`problem` says what the file leaves open; `choices` are values that would settle it."""
-        remedies = " or ".join(f"--set {key}={choice}" for choice in choices)
-        super().__init__(file, f"{problem}: add {remedies}")
+    def __init__(
+        self, file: Path, problem: str, key: str, choices: Sequence[str], more: int = 0
+    ) -> None:
+        """`problem` says what the file leaves open; `choices` are values that would settle it, as
+        would `more` others."""
+        remedies = [f"--set {key}={choice}" for choice in choices]
+        others = [f"{more} more"] if more else []
+        super().__init__(file, f"{problem}: add {' or '.join((*remedies, *others))}")
         self.key = key
         self.choices = tuple(choices)
 

@@ -117,8 +117,13 @@ BAD_TENSORS: dict[str, tuple[Arrays, str]] = {
     ),
     "embedding and head": (
         {**LSTM, "embedding.weight": zeros(6, 3)},
+        "embedding.weight [6, 3] would be the embedding and head.weight [5, 4] the head, but 6 "
+        "tokens to read and 5 to write are not served",
+    ),
+    "no embedding": (
+        {**LSTM, "embedding.weight": zeros(5, 2)},
         "no embedding [V, 3] and head [V, 4], nor a head [3, 4] for one-hot input, beside the "
-        "recurrent layers: found embedding.weight [6, 3], head.bias [5], head.weight [5, 4]",
+        "recurrent layers: found embedding.weight [5, 2], head.bias [5], head.weight [5, 4]",
     ),
     "no head": (
         {name: array for name, array in LSTM.items() if not name.startswith("head")},

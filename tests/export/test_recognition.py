@@ -220,8 +220,21 @@ QUESTIONS: dict[str, tuple[Callable[[], nn.Module], list[str], str, tuple[str, .
         lambda: square(mix=nn.Linear(H, H)),
         [],
         "order",
-        ("mix,rnn", "rnn,mix"),
+        ("rnn,mix", "mix,rnn"),
         "more than one order",
+    ),
+    "places of two linear stages": (
+        lambda: model(
+            embed=nn.Embedding(V, H),
+            rnn=nn.LSTM(H, H),
+            z=nn.Linear(H, H),
+            a=nn.Linear(H, H),
+            fc=nn.Linear(H, V),
+        ),
+        [],
+        "order",
+        ("rnn,z,a", "rnn,a,z", "z,rnn,a", "a,rnn,z"),
+        "or --set order=a,rnn,z or 2 more",
     ),
     "order of modules": (
         lambda: square(again=nn.LSTM(H, H)),
@@ -935,14 +948,51 @@ def test_a_weight_beside_its_parts() -> None:
         recognition.read({**usual().state_dict(), **more})
 
 
-def test_a_question_does_not_repeat_itself() -> None:
-    # Two embeddings, of which one is left over whatever the order.
+@pytest.mark.parametrize("setting", [[], ["order=rnn,again"]])
+def test_nothing_is_asked_where_a_tensor_is_left_over_anyhow(setting: list[str]) -> None:
     whole = square(again=nn.LSTM(H, H), other=nn.Embedding(V, H))
-    with pytest.raises(SettingNeeded) as caught:
-        recognition.read(whole.state_dict())
-    assert len(set(caught.value.choices)) == len(caught.value.choices)
-    with pytest.raises(CheckpointError, match="tensors left over"):
-        recognition.read(whole.state_dict(), "order=rnn,again")
+    with pytest.raises(CheckpointError, match=r"tensors left over: other.weight") as caught:
+        recognition.read(whole.state_dict(), *setting)
+    assert not isinstance(caught.value, SettingNeeded)
+
+
+def test_nothing_is_asked_of_an_order_that_leaves_a_bias_over() -> None:
+    # A head that is stored as [H, V], which is not read.
+    tensors = {
+        **model(embed=nn.Embedding(V, H), rnn=nn.LSTM(H, H)).state_dict(),
+        "out": torch.ones(H, V),
+        "out_bias": torch.ones(V),
+    }
+    with pytest.raises(CheckpointError, match=r"tensors left over: out_bias \[11\]") as caught:
+        recognition.read(tensors)
+    assert not isinstance(caught.value, SettingNeeded)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_more_tokens_to_read_than_to_write(bias: bool) -> None:
+    parts = {"embed": nn.Embedding(V + 1, H), "rnn": nn.LSTM(H, H)}
+    tensors = model(**parts, fc=nn.Linear(H, V, bias=bias)).state_dict()
+    for setting in ([], ["head=fc.weight"], ["head=embed.weight"]):
+        with pytest.raises(CheckpointError) as caught:
+            recognition.read(tensors, *setting)
+        assert str(caught.value) == (
+            "model.pt: embed.weight [12, 7] would be the embedding and fc.weight [11, 7] the head, "
+            "but 12 tokens to read and 11 to write are not served"
+        )
+
+
+def test_a_head_that_there_is_not() -> None:
+    with pytest.raises(SettingError, match="--set head=fc: no matrix of the file is called so"):
+        recognition.read(usual().state_dict(), "head=fc")
+
+
+@pytest.mark.parametrize("path", ["criterion", "loss_fn.decoder"])
+def test_a_head_that_a_loss_owns(path: str) -> None:
+    tensors = usual().state_dict()
+    moved = {name.replace("fc.", f"{path}."): tensor for name, tensor in tensors.items()}
+    reading = recognition.read(moved)
+    assert reading.text.endswith(f"head {path}.weight and {path}.bias")
+    np.testing.assert_array_equal(reading.network.head_bias, tensors["fc.bias"].numpy())
 
 
 def test_an_epsilon_that_the_model_tells_too() -> None:

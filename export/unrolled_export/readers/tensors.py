@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +120,25 @@ class Tensors:
             self._untrained.add(name)
         return floats
 
-    def check_all_taken(self, reading: str) -> None:
-        """Raise CheckpointError for a tensor that `reading`, in words, does not use."""
-        if self.left:
-            unused = ", ".join(self.shown(name) for name in self.left[:3])
-            more = f" and {len(self.left) - 3} more" if len(self.left) > 3 else ""
+    def check_all_taken(self, reading: str, but: Collection[str] = ()) -> None:
+        """Raise CheckpointError for a tensor that `reading`, in words, does not use.
+
+        `but` are names of those that it uses although they have not been taken so far.
+        """
+        left = [name for name in self.left if name not in but]
+        if left:
+            unused = ", ".join(self.shown(name) for name in left[:3])
+            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
             raise self.error(f"tensors left over: {unused}{more} (read as {reading})")
 
-    def unsettled(self, problem: str, key: str, choices: Sequence[str]) -> SettingNeeded:
-        """An error that names this file and the `--set` that would settle what is open."""
-        return SettingNeeded(self.file, problem, key, choices)
+    def unsettled(
+        self, problem: str, key: str, choices: Sequence[str], more: int = 0
+    ) -> SettingNeeded:
+        """An error that names this file and the `--set` that would settle what is open.
+
+        `more` choices are left out.
+        """
+        return SettingNeeded(self.file, problem, key, choices, more)
 
     def error(self, problem: str) -> CheckpointError:
         """An error that names this file."""

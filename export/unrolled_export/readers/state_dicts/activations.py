@@ -68,6 +68,9 @@ class Activations:
     assumptions: tuple[str, ...]
 
 
+NO_ACTIVATIONS = Activations({}, Activation.LINEAR, {}, ())
+
+
 def find_activations(
     tensors: Tensors, chain: Chain, settings: Settings, modules: Modules
 ) -> Activations:

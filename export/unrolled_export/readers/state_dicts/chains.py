@@ -49,6 +49,13 @@ class Chain:
         return tuple(part for part in self.parts[last:] if not isinstance(part, Recurrent))
 
     @property
+    def tensors(self) -> frozenset[str]:
+        """Names of those that the chain takes, beside those of recurrent modules."""
+        ends = (self.ends.head, *(() if self.ends.embedding is None else (self.ends.embedding,)))
+        names = {name for part in (*self.free, *ends) for name in part.tensors}
+        return frozenset(names if self.head_bias is None else names | {self.head_bias})
+
+    @property
     def free(self) -> tuple[Matrix | Norm, ...]:
         return tuple(part for part in self.parts if not isinstance(part, Recurrent))
 

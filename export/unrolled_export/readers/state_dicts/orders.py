@@ -7,7 +7,7 @@ their names tell it; where these leave a choice too, the user does.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from unrolled_export.errors import SettingError
@@ -15,7 +15,7 @@ from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.ends import BEFORE_NAME
-from unrolled_export.readers.state_dicts.parts import Norm, Part
+from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part
 from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.tensors import Tensors
 
@@ -32,18 +32,17 @@ def placed(
     """The chain whose parts are at the likeliest places, and what that takes for granted."""
     if len(chains) == 1:
         return chains[0], ()
-    chosen = _chosen(chains, settings)
+    chosen = _chosen(tensors, chains, settings)
     registered = [chain for chain in chosen if _is_registered(chain, modules)] or chosen
     best = max(_place_evidence(chain) for chain in registered)
     likeliest = [chain for chain in registered if _place_evidence(chain) == best]
-    # Several of one order leave the same tensors over, which the caller refuses.
-    if len(_orders(likeliest)) > 1:
+    if len(likeliest) > 1:
         _ask_for_order(tensors, likeliest)
     order = _order(likeliest[0]).replace(",", ", ")
     return likeliest[0], (f"the parts follow one another as {order}",) if len(chosen) > 1 else ()
 
 
-def _chosen(chains: Sequence[Chain], settings: Settings) -> list[Chain]:
+def _chosen(tensors: Tensors, chains: Sequence[Chain], settings: Settings) -> list[Chain]:
     """Those that agree with the settings. Raises SettingError where none does."""
     place = settings.choice("norm", ("before", "after"))
     order = settings.text("order")
@@ -54,8 +53,9 @@ def _chosen(chains: Sequence[Chain], settings: Settings) -> list[Chain]:
     ]
     if not chosen:
         setting = f"norm={place}" if order is None else f"order={order}"
-        orders = " or ".join(_orders(chains)[:_MOST_CHOICES])
-        raise SettingError(f"--set {setting}: the widths allow {orders}")
+        orders, more = _shown_orders(tensors, chains)
+        others = f" or {more} more" if more else ""
+        raise SettingError(f"--set {setting}: the widths allow {' or '.join(orders)}{others}")
     return chosen
 
 
@@ -73,8 +73,23 @@ def _order(chain: Chain) -> str:
     return ",".join(part.name for part in chain.parts)
 
 
-def _orders(chains: Sequence[Chain]) -> list[str]:
-    return list(dict.fromkeys(map(_order, chains)))
+def _shown_orders(tensors: Tensors, chains: Sequence[Chain]) -> tuple[list[str], int]:
+    """The likeliest orders, and how many more there are."""
+    names = list(tensors.arrays())
+    # A file that is sorted by name, as those of safetensors are, tells nothing by its order.
+    places = {} if names == sorted(names) else {name: place for place, name in enumerate(names)}
+    ranked = sorted(chains, key=lambda chain: _unlikelihood(chain, places))
+    return [_order(chain) for chain in ranked[:_MOST_CHOICES]], len(ranked[_MOST_CHOICES:])
+
+
+def _unlikelihood(chain: Chain, places: Mapping[str, int]) -> tuple[int, int, int]:
+    """How many linear stages come before a recurrent module, which few do, how many pairs of
+    parts are not in the file's order, and how many norms come before all recurrent modules."""
+    last = chain.parts.index(chain.recurrent[-1])
+    early = sum(isinstance(part, Matrix) for part in chain.parts[:last])
+    order = [places.get(part.tensors[0], -1) if part.tensors else -1 for part in chain.parts]
+    swapped = sum(one > other for one, other in combinations(order, 2))
+    return early, swapped, sum(isinstance(part, Norm) for part in chain.before)
 
 
 def _is_registered(chain: Chain, modules: Modules) -> bool:
@@ -134,5 +149,6 @@ def _ask_for_order(tensors: Tensors, chains: Sequence[Chain]) -> None:
             "norm",
             ("before", "after"),
         )
-    orders = _orders(chains)[:_MOST_CHOICES]
-    raise tensors.unsettled("the widths allow more than one order of the parts", "order", orders)
+    orders, more = _shown_orders(tensors, chains)
+    problem = "the widths allow more than one order of the parts"
+    raise tensors.unsettled(problem, "order", orders, more)

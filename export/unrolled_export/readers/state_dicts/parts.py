@@ -59,6 +59,11 @@ class Matrix:
     def weight(self) -> str:
         return self.names[0]
 
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of those that its use takes."""
+        return self.names if self.bias is None else (*self.names, self.bias)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -85,6 +90,12 @@ class Norm:
     @property
     def variance(self) -> str:
         return _inside(self.name, "running_var")
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of those that its use takes."""
+        statistics = (self.mean, self.variance) if self.is_batch else ()
+        return (*(name for name in (self.weight, self.bias) if name is not None), *statistics)
 
 
 Part = Recurrent | Matrix | Norm
@@ -120,12 +131,14 @@ def refuse_foreign(tensors: Tensors, recurrent: Sequence[Recurrent], modules: Mo
 def training_only(tensors: Tensors) -> tuple[str, ...]:
     """Names of the tensors left that a loss or a metric keeps beside the model.
 
-    A matrix may be the head, which some losses own, and is none of them.
+    A matrix may be the head, which some losses own: neither it nor its bias is one of them.
     """
+    matrices = [name for name in tensors.left if len(tensors.shape(name)) == 2]
+    of_matrices = {*matrices, *(beside(name, "bias") for name in matrices)}
     return tuple(
         name
         for name in tensors.left
-        if len(tensors.shape(name)) != 2
+        if name not in of_matrices
         and any(_TRAINING_ONLY.fullmatch(part) for part in name.split("."))
     )
 
@@ -176,10 +189,8 @@ def _weighted_norms(tensors: Tensors, modules: Modules) -> Iterator[Norm]:
 
 def _checked(tensors: Tensors, norm: Norm, first: str) -> Norm:
     """The norm, once all of its tensors are of one size."""
-    statistics = (norm.mean, norm.variance) if norm.is_batch else ()
-    for name in (norm.weight, norm.bias, *statistics):
-        if name is not None:
-            tensors.check_shape(name, (norm.size,), tensors.shown(first))
+    for name in norm.tensors:
+        tensors.check_shape(name, (norm.size,), tensors.shown(first))
     return norm
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import count, groupby
+from itertools import count, groupby, permutations
 
+from unrolled_export.errors import SettingError
 from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.chains import Chain, TooManyOrders, find_chains
@@ -35,37 +36,72 @@ def find_roles(
 
     Settings settle what is ambiguous: `input` (embedding or one-hot), `head` (a tensor's name),
     `norm` (before or after the recurrent layers), `order` (the parts' names, in order). Raises
-    CheckpointError where nothing fits, and SettingNeeded where more than one reading does.
+    CheckpointError where nothing fits, and SettingNeeded where more than one reading does. Where
+    every chain leaves tensors over, which the caller refuses, nothing is asked.
     """
     matrices, norms = find_matrices(tensors), find_norms(tensors, modules)
     parts: tuple[Part, ...] = (*recurrent, *norms)
     ends = _allowed_ends(matrices, settings, modules)
+    lone = _lone_biases(tensors, matrices, norms)
     try:
-        steps = count()
-        chains = (
-            _likeliest(ends, matrices, parts, steps)
-            # These leave tensors over, which the caller refuses.
-            or _likeliest(ends, (), parts, steps)
-            or _likeliest(ends, (), recurrent, steps)
-        )
-        if not chains:
-            raise tensors.error(_nothing_fits(tensors, recurrent))
-        check_same_ends(tensors, [chain.ends for chain in chains])
-        naming = _assumed_of_names(tensors, chains[0].ends, ends, matrices, parts)
+        chains = [_with_lone_bias(chain, lone) for chain in _chains(tensors, ends, matrices, parts)]
+        whole = [chain for chain in chains if chain.tensors.issuperset(tensors.left)]
+        if not whole:
+            return chains[0], ()
+        check_same_ends(tensors, [chain.ends for chain in whole])
+        naming = _assumed_of_names(tensors, whole[0].ends, ends, matrices, parts)
     except TooManyOrders as error:
         raise tensors.error(
             f"{len(matrices)} matrices, {len(norms)} norms and {len(recurrent)} recurrent modules "
             "may follow one another in too many orders"
         ) from error
-    chain, placing = placed(tensors, chains, settings, modules)
-    lone = _lone_biases(tensors, matrices, norms)
-    return _with_lone_bias(chain, lone), (*naming, *placing)
+    chain, placing = placed(tensors, whole, settings, modules)
+    return chain, (*naming, *placing)
+
+
+def _chains(
+    tensors: Tensors, ends: Sequence[Ends], matrices: Sequence[Matrix], parts: Sequence[Part]
+) -> list[Chain]:
+    """The likeliest chains over all parts or, where there is none, some that leave tensors over.
+
+    Raises CheckpointError where there are none of these either.
+    """
+    steps = count()
+    if chains := _likeliest(ends, matrices, parts, steps):
+        return chains
+    _refuse_unequal_ends(tensors, matrices, parts)
+    recurrent = [part for part in parts if isinstance(part, Recurrent)]
+    chains = _likeliest(ends, (), parts, steps) or _likeliest(ends, (), recurrent, steps)
+    if not chains:
+        raise tensors.error(_nothing_fits(tensors, recurrent))
+    return chains
+
+
+def _refuse_unequal_ends(
+    tensors: Tensors, matrices: Sequence[Matrix], parts: Sequence[Part]
+) -> None:
+    """Raise CheckpointError where all would fit, had embedding and head as many rows."""
+    pairs = [Ends(*pair) for pair in permutations(matrices, 2) if pair[0].bias is None]
+    ranked = sorted(pairs, key=lambda choice: choice.evidence, reverse=True)
+    for choice in ranked:
+        embedding, head = choice.embedding, choice.head
+        if embedding is not None and _fits(choice, matrices, parts, by_number=False):
+            raise tensors.error(
+                f"{tensors.shown(embedding.weight)} would be the embedding and "
+                f"{tensors.shown(head.weight)} the head, but {embedding.outputs} tokens to read "
+                f"and {head.outputs} to write are not served"
+            )
 
 
 def _allowed_ends(matrices: Sequence[Matrix], settings: Settings, modules: Modules) -> list[Ends]:
-    """Every choice that agrees with the settings and, where any does, with a pickled model."""
+    """Every choice that agrees with the settings and, where any does, with a pickled model.
+
+    Raises SettingError for a head that there is not.
+    """
     form = settings.choice("input", ("embedding", "one-hot"))
     head = settings.text("head")
+    if head is not None and not any(head in matrix.names for matrix in matrices):
+        raise SettingError(f"--set head={head}: no matrix of the file is called so")
     ends = [
         choice
         for choice in possible_ends(matrices)

@@ -25,11 +25,13 @@ from unrolled_export.readers.state_dicts.account import (
     assumed_unseen,
     reading_text,
 )
-from unrolled_export.readers.state_dicts.activations import find_activations
+from unrolled_export.readers.state_dicts.activations import NO_ACTIVATIONS, find_activations
 from unrolled_export.readers.state_dicts.assembly import Assembly
+from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.claims import check_claims, refuse_unserved
 from unrolled_export.readers.state_dicts.hints import Hints, find_cell
 from unrolled_export.readers.state_dicts.initial_states import (
+    InitialStates,
     fitted_initial,
     take_initial,
 )
@@ -90,6 +92,7 @@ def read_state_dict(
     tensors.set_aside(training_only(tensors), "of a loss or metric")
     initial = take_initial(tensors)
     chain, placing = find_roles(tensors, recurrent, settings, modules)
+    _refuse_left_over(tensors, chain, cell, initial)
     activations = find_activations(tensors, chain, settings, modules)
     assembly = Assembly(tensors, chain, layers, activations, settings, modules)
     # What leaves float32's range when it is folded becomes infinite, and is refused as such.
@@ -110,6 +113,12 @@ def read_state_dict(
         *assumed_of_classes(chain, cell, modules),
     )
     return Reading(network, text, assumptions)
+
+
+def _refuse_left_over(tensors: Tensors, chain: Chain, cell: Cell, initial: InitialStates) -> None:
+    """Raise CheckpointError for tensors that the chain does not take, before anything is asked."""
+    text = reading_text(tensors, chain, cell, NO_ACTIVATIONS, initial)
+    tensors.check_all_taken(text, but=chain.tensors)
 
 
 def _cell_as_said(tensors: Tensors, first: Recurrent, said: Cell | None) -> Cell | None:
