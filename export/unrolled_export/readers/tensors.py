@@ -120,16 +120,23 @@ class Tensors:
             self._untrained.add(name)
         return floats
 
-    def check_all_taken(self, reading: str, but: Collection[str] = ()) -> None:
-        """Raise CheckpointError for a tensor that `reading`, in words, does not use.
+    def without(self, names: Collection[str]) -> Tensors:
+        """The others, none of which has been taken."""
+        return Tensors(
+            self.file, {name: it for name, it in self._arrays.items() if name not in names}
+        )
 
-        `but` are names of those that it uses although they have not been taken so far.
-        """
-        left = [name for name in self.left if name not in but]
-        if left:
-            unused = ", ".join(self.shown(name) for name in left[:3])
-            more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-            raise self.error(f"tensors left over: {unused}{more} (read as {reading})")
+    def check_all_taken(self, reading: str) -> None:
+        """Raise CheckpointError for a tensor that `reading`, in words, does not use."""
+        if self.left:
+            raise self.left_over(self.left, reading)
+
+    def left_over(self, names: Sequence[str], reading: str, remedy: str = "") -> CheckpointError:
+        """An error for tensors that `reading`, in words, does not use."""
+        unused = ", ".join(self.shown(name) for name in names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        advice = remedy and f": {remedy}"
+        return self.error(f"tensors left over: {unused}{more} (read as {reading}){advice}")
 
     def unsettled(
         self, problem: str, key: str, choices: Sequence[str], more: int = 0

@@ -30,6 +30,13 @@ from unrolled_export.readers.state_dicts.assembly import Assembly
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.claims import check_claims, refuse_unserved
 from unrolled_export.readers.state_dicts.hints import Hints, find_cell
+from unrolled_export.readers.state_dicts.ignoring import (
+    assumed_of_ignored,
+    check_ignored,
+    ignored_names,
+    modules_without,
+    remedy,
+)
 from unrolled_export.readers.state_dicts.initial_states import (
     InitialStates,
     fitted_initial,
@@ -74,10 +81,23 @@ def read_state_dict(
     """Read every tensor.
 
     `cell` is what the checkpoint says of itself, if it does; `modules` are those of a pickled
-    model, `hints` plain values found beside the tensors. Settings: `nonlinearity`, `input`,
-    `head`, `norm`, `order`, `norm_epsilon`, `head_activation`, `input_activation`, each where it
-    is needed. Raises CheckpointError, SettingNeeded or SettingError.
+    model, `hints` plain values found beside the tensors. Settings: `ignore`, `nonlinearity`,
+    `input`, `head`, `norm`, `order`, `norm_epsilon`, `head_activation`, `input_activation`, each
+    where it is needed. Raises CheckpointError, SettingNeeded or SettingError.
     """
+    ignored = ignored_names(tensors, settings)
+    if ignored:
+        tensors = tensors.without(ignored)
+        modules = modules_without(modules, ignored, tensors)
+    reading, chain = _read(tensors, settings, cell, modules, hints)
+    check_ignored(ignored, chain)
+    return replace(reading, assumptions=(*assumed_of_ignored(ignored), *reading.assumptions))
+
+
+def _read(
+    tensors: Tensors, settings: Settings, cell: Cell | None, modules: Modules, hints: Hints
+) -> tuple[Reading, Chain]:
+    """The reading, and the chain that it follows."""
     refuse_unserved(tensors, modules, hints)
     tensors = with_plain_weights(tensors)
     tensors.set_aside(filter(tensors.is_counter, tensors.left), "a counter")
@@ -112,13 +132,16 @@ def read_state_dict(
         *(() if is_all_told else assumed_unseen(chain, activations, settings)),
         *assumed_of_classes(chain, cell, modules),
     )
-    return Reading(network, text, assumptions)
+    return Reading(network, text, assumptions), chain
 
 
 def _refuse_left_over(tensors: Tensors, chain: Chain, cell: Cell, initial: InitialStates) -> None:
     """Raise CheckpointError for tensors that the chain does not take, before anything is asked."""
-    text = reading_text(tensors, chain, cell, NO_ACTIVATIONS, initial)
-    tensors.check_all_taken(text, but=chain.tensors)
+    left = [name for name in tensors.left if name not in chain.tensors]
+    if left:
+        used = tensors.arrays().keys() - left
+        text = reading_text(tensors, chain, cell, NO_ACTIVATIONS, initial)
+        raise tensors.left_over(left, text, remedy(left, used))
 
 
 def _cell_as_said(tensors: Tensors, first: Recurrent, said: Cell | None) -> Cell | None:
