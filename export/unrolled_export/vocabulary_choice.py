@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unrolled_export.errors import VocabularyError
+from unrolled_export.errors import CheckpointError, PickleNeeded, VocabularyError
 from unrolled_export.listed_vocabulary import listed_vocabulary
-from unrolled_export.readers.reader import Checkpoint
+from unrolled_export.readers import Checkpoint, is_checkpoint
 from unrolled_export.tokenizer_files import TokenizerFile, tokenizer_vocabulary
 from unrolled_export.vocabulary import Kind, Vocabulary
 from unrolled_export.vocabulary_files import read_vocabulary
@@ -38,7 +38,7 @@ def choose_vocabulary(
     origin = file or checkpoint.files[-1]
     wanted = None if kind is None else Kind(kind)
     if file is not None:
-        tokens = read_vocabulary(file, size, allow_pickle=allow_pickle)
+        tokens = _read(file, size, allow_pickle)
     else:
         tokens = _own_tokens(checkpoint, wanted)
     start = checkpoint.start_token if start is None else start
@@ -48,6 +48,15 @@ def choose_vocabulary(
     if isinstance(tokens, TokenizerFile):
         return tokenizer_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
     return listed_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
+
+
+def _read(file: Path, size: int, allow_pickle: bool) -> tuple[str, ...] | TokenizerFile:
+    try:
+        return read_vocabulary(file, size, allow_pickle=allow_pickle)
+    except (CheckpointError, VocabularyError) as error:
+        if file.is_file() and not isinstance(error, PickleNeeded) and is_checkpoint(file):
+            raise VocabularyError(f"{file}: a checkpoint, not a vocabulary") from error
+        raise
 
 
 def _check_size(

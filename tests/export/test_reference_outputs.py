@@ -93,6 +93,39 @@ def test_without_outputs_the_reading_is_assumed(tmp_path: Path, capsys: Capture)
     assert "arithmetic verified, reading assumed" in capsys.readouterr().out
 
 
+class Scriptable(nn.Module):
+    """The same parts with a program that TorchScript takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        program = Model()
+        self.embedding, self.rnn, self.head = program.embedding, program.rnn, program.head
+        self.float()
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden, _ = self.rnn(self.embedding(tokens))
+        logits: torch.Tensor = self.head(hidden)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("form", ["script", "trace"])
+def test_archives_of_torchscript(form: str, tmp_path: Path, capsys: Capture) -> None:
+    scripted: Any
+    if form == "script":
+        scripted = torch.jit.script(Scriptable())
+    else:
+        tokens = torch.zeros(1, 4, dtype=torch.int64)
+        scripted = torch.jit.trace(Scriptable(), tokens)  # type: ignore[no-untyped-call]
+    _, *vocabulary, option, setting, proof, reference = arguments(tmp_path, outputs(Model()))
+    torch.jit.save(scripted, tmp_path / "model.pt")
+    given = [str(tmp_path / "model.pt"), *vocabulary, proof, reference]
+    # A traced module keeps no attributes.
+    folder = convert(given + [option, setting] * (form == "trace"), tmp_path / "models")
+    assert "reading verified against" in read_manifest(folder).parity.scope
+    assert capsys.readouterr().out.startswith("found    TorchScript Scriptable: ")
+
+
 def test_outputs_of_another_reading(tmp_path: Path, capsys: Capture) -> None:
     """The weights are the same, the nonlinearity is not."""
     line = refusal(arguments(tmp_path, outputs(Model("relu"))), tmp_path / "models", capsys)

@@ -262,6 +262,7 @@ def test_a_torchscript_archive(code: ModuleType, tmp_path: Path) -> None:
     expected = dict(model.state_dict())
     check_same({name: found.arrays[name] for name in expected}, expected)
     assert found.modules["rnn"].class_name == "RNN"
+    assert found.is_script
 
 
 WRAPPED = ("archive", "optimizer", "list", "lightning", "parallel", "compiled", "deep", "namespace")

@@ -12,6 +12,7 @@ from unrolled_export.readers.pytorch_files.module_tree import may_hold_model
 from unrolled_export.readers.pytorch_files.torch_file import read_tree
 from unrolled_export.readers.reader import Checkpoint, Reader
 from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.sharded import ShardedFile, shards_of
 from unrolled_export.tokenizer_files import TokenizerFile
 from unrolled_export.vocabulary_files import read_vocabulary
 
@@ -29,7 +30,7 @@ class CheckpointFolder:
         return path.is_dir()
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
-        found = _with_models(list(self._checkpoints(path)))
+        found = _with_models(_without_shards(list(self._checkpoints(path))))
         if not found:
             raise CheckpointError(path, "no file in this folder is a checkpoint")
         if len(found) > 1:
@@ -39,7 +40,7 @@ class CheckpointFolder:
         checkpoint = reader.read(file, settings)
         if checkpoint.vocabulary is not None:
             return checkpoint
-        others = sorted(set(path.iterdir()) - {file})
+        others = sorted(set(path.iterdir()) - set(checkpoint.files))
         return _with_vocabulary(checkpoint, path, others, settings)
 
     def _checkpoints(self, path: Path) -> Iterator[tuple[Path, Reader]]:
@@ -47,6 +48,17 @@ class CheckpointFolder:
             reader = next((r for r in self._readers if file.is_file() and r.accepts(file)), None)
             if reader is not None:
                 yield file, reader
+
+
+def _without_shards(found: Sequence[tuple[Path, Reader]]) -> Sequence[tuple[Path, Reader]]:
+    """Without the files that an index among them puts together."""
+    shards = {
+        shard
+        for file, reader in found
+        if isinstance(reader, ShardedFile)
+        for shard in shards_of(file)
+    }
+    return [(file, reader) for file, reader in found if file not in shards]
 
 
 def _with_models(found: Sequence[tuple[Path, Reader]]) -> Sequence[tuple[Path, Reader]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.state_dict import read_state_dict
 from unrolled_export.readers.tensors import Tensors
 
+_SHARD = re.compile(r".*-\d{5}-of-(\d{5})\.safetensors")
+
 
 class SafetensorsFile:
     """A safetensors file of a PyTorch state dict, whatever it is called."""
@@ -29,6 +32,9 @@ class SafetensorsFile:
         return _begins_like_safetensors(path) or (is_called_so and not is_torch_file(path))
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
+        if (match := _SHARD.fullmatch(path.name)) and int(match[1]) > 1:
+            problem = f"one of {int(match[1])} files of a model: name their folder or .index.json"
+            raise CheckpointError(path, problem)
         reading = read_state_dict(read_tensors(path), settings)
         return Checkpoint(
             reading.network,

@@ -1,13 +1,19 @@
-"""What lies in a checkpoint's place after a download that went wrong, recognised to be said."""
+"""What lies in a checkpoint's place after a download that went wrong, or around it, recognised to
+be said."""
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 from unrolled_export.errors import CheckpointError
 
-_ENOUGH = 256
+_ENOUGH = 512
 _GIT_LFS = b"version https://git-lfs.github.com/"
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd", b"7z\xbc\xaf'\x1c", b"Rar!\x1a\x07")
+"""How files of gzip, bzip2, xz, zstd, 7-Zip and RAR begin: none of a checkpoint does."""
+_UNPACK = "an archive: unpack it"
+_TAR = slice(257, 262)
 _WEB_PAGE = (b"<!doctype html", b"<html")
 
 
@@ -23,3 +29,26 @@ def check_content(path: Path) -> None:
         )
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_WEB_PAGE):
         raise CheckpointError(path, "a web page (HTML) instead of the file: download it again")
+    if head.startswith(_PACKED):
+        raise CheckpointError(path, _UNPACK)
+
+
+def check_archive(path: Path) -> None:
+    """Raise CheckpointError where a file that no reader accepts is an archive."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        is_tar = file.read(_ENOUGH)[_TAR] == b"ustar"
+    if is_tar:
+        raise CheckpointError(path, _UNPACK)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            raise CheckpointError(path, _of_zip(archive.namelist()))
+
+
+def _of_zip(names: list[str]) -> str:
+    if any(name.endswith("/archive_format") for name in names):
+        return "a program of torch.export: save the model's state_dict instead"
+    if names and all(name.endswith(".npy") for name in names):
+        return "an archive of NumPy arrays: save them by name in a .safetensors file instead"
+    return _UNPACK

@@ -128,7 +128,10 @@ class Names:
     def _attribute(self, owner: object = None, name: object = None) -> Reference:
         """Of a class: members of enumerations, PyTorch's functions. Nothing is looked up."""
         if not isinstance(owner, Reference) or _is_standard(owner):
-            raise self._error("asks for builtins.getattr, as a hostile file would")
+            raise self._error(
+                "asks for builtins.getattr, as a hostile file would (so does a torch.compile'd "
+                "module: save its state_dict)"
+            )
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError("not the name of an attribute")
         return Reference(owner.module, f"{owner.name}.{name}")

@@ -20,7 +20,7 @@ _PRINTABLE_ASSUMED = "vocabulary is Python's string.printable, as in char-rnn.py
 
 
 class PytorchFile:
-    """A file of `torch.save`, or a pickle of arrays by name."""
+    """A file of `torch.save` or `torch.jit.save`, or a pickle of arrays by name."""
 
     kind = "a PyTorch file (.pt, .pth, .bin, .pkl or the like)"
 
@@ -47,7 +47,8 @@ class PytorchFile:
 def _kind(found: FoundModel) -> str:
     place = "" if found.place == "." else f" at {found.place}"
     if "" in found.modules:
-        return f"pickled {found.modules[''].class_name}{place}"
+        form = "TorchScript" if found.is_script else "pickled"
+        return f"{form} {found.modules[''].class_name}{place}"
     return f"PyTorch state dict{place}"
 
 

@@ -23,6 +23,7 @@ from unrolled_export.readers.pytorch_files.pickled_modules import (
     Tensor,
     flat_module,
     is_module,
+    is_script,
     named_tensors,
     plain_values,
 )
@@ -53,6 +54,8 @@ class FoundModel:
     """Plain values beside and above it, of each name the nearest."""
     place: str
     """Where in the file: keys and attributes, `.` for all of it."""
+    is_script: bool = False
+    """Whether it is a module of TorchScript."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,7 @@ def find_model(file: Path, tree: object, settings: Settings) -> FoundModel:
         _without_prefix(chosen.modules, prefix),
         _hints(chosen.place),
         chosen.place.name,
+        isinstance(chosen.place.value, Opaque) and is_script(chosen.place.value),
     )
 
 

@@ -26,7 +26,12 @@ def is_module(value: object) -> bool:
     """Whether it is an nn.Module, or a module of a TorchScript archive."""
     if not isinstance(value, Opaque):
         return False
-    return isinstance(value.state.get("_modules"), dict) or _is_script(value)
+    return isinstance(value.state.get("_modules"), dict) or is_script(value)
+
+
+def is_script(module: Opaque) -> bool:
+    """Whether it is a module of a TorchScript archive."""
+    return module.class_name.partition(".")[0] == _TORCHSCRIPT
 
 
 def flat_module(file: Path, root: Opaque) -> tuple[dict[str, Tensor], Modules]:
@@ -89,10 +94,6 @@ def _is_short_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]
     return all(_is_short(part) for part in value)
 
 
-def _is_script(module: Opaque) -> bool:
-    return module.class_name.partition(".")[0] == _TORCHSCRIPT
-
-
 def _is_tensor(value: object) -> bool:
     """NumPy's arrays of text are none."""
     if isinstance(value, NumpyArray):
@@ -102,7 +103,7 @@ def _is_tensor(value: object) -> bool:
 
 def _own_tensors(module: Opaque) -> dict[str, Tensor]:
     """Parameters, and the buffers that a state dict would have."""
-    if _is_script(module):
+    if is_script(module):
         return named_tensors(module.state)
     passing = module.state.get("_non_persistent_buffers_set")
     skipped = passing.items if isinstance(passing, Opaque) else []
@@ -114,7 +115,7 @@ def _own_tensors(module: Opaque) -> dict[str, Tensor]:
 
 
 def _own_modules(module: Opaque) -> Iterator[tuple[str, Opaque]]:
-    held = module.state if _is_script(module) else module.state.get("_modules")
+    held = module.state if is_script(module) else module.state.get("_modules")
     for name, child in children(held):
         if isinstance(child, Opaque) and is_module(child):
             yield name, child
