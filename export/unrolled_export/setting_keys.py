@@ -99,6 +99,12 @@ SETTINGS = (
         "widths that allow several orders",
     ),
     Setting(
+        "ignore",
+        ("PATTERNS",),
+        "tensors that the output does not depend on: names, `*` and `?` in them, commas between",
+        "tensors left over, a value head say",
+    ),
+    Setting(
         "architecture",
         ("FILE",),
         "the JSON file of a Keras model's architecture",

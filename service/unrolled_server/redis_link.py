@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -92,9 +93,12 @@ class RedisLink:
             raise RuntimeError("the link is not open")
         return self._clock() + self._offset
 
-    def deadline(self) -> int:
-        """Microseconds of Redis's clock after which nobody waits for what is asked for now."""
-        return int((self.now() + self.timeout) * 1e6)
+    def deadline(self, until: float = math.inf) -> int:
+        """Microseconds of Redis's clock after which nobody waits for what is asked for now.
+
+        until: of time.monotonic, in seconds, where nobody waits for longer than that.
+        """
+        return int((self.now() + min(self.timeout, until - self._clock())) * 1e6)
 
     async def run(
         self, script: AsyncScript, keys: Sequence[str], arguments: Sequence[Argument] = ()

@@ -212,7 +212,7 @@ class RedisStore:
             return "", "", ""
         expected = claim.expected_position
         position = "" if expected is None else expected
-        return self._link.deadline(), self._held_until(), position
+        return self._link.deadline(claim.until), self._held_until(), position
 
     def _held_until(self) -> str:
         """Until when a session is held that is said now to be: in Redis's time, in ms."""

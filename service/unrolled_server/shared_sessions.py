@@ -61,7 +61,7 @@ class SharedSessions(StoredSessions):
             async with asyncio.timeout(self._shared.timeout) as limit, lock:
                 if claim is not None and check is not None:
                     await self._check(name, id_, check, limit)
-                session = await self._seen(name, id_, claim)
+                session = await self._seen(name, id_, _within(claim, limit))
         except TimeoutError as error:
             self.stats.errors["unavailable"] += 1
             raise StoreUnavailable(self._shared.name) from error
@@ -180,3 +180,9 @@ def _standing_still(limit: asyncio.Timeout) -> Iterator[None]:
     finally:
         when = limit.when()
         limit.reschedule(None if when is None else when + clock() - begun)
+
+
+def _within(claim: Claim | None, limit: asyncio.Timeout) -> Claim | None:
+    """The claim, not to be made once its time is over."""
+    until = limit.when()
+    return claim if claim is None or until is None else replace(claim, until=until)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ class Claim:
 
     expected_position: int | None = None
     """The claim is not made where the session stands elsewhere."""
+    until: float = math.inf
+    """When nobody waits for it any more, in seconds of time.monotonic: it is not made later on."""
 
 
 @dataclass(frozen=True, slots=True)

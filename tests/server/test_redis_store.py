@@ -307,6 +307,16 @@ async def test_a_turn_under_way_keeps_its_session(
             assert (seconds + 15) * 1000 < end < (seconds + 32) * 1000
 
 
+async def test_a_claim_that_nobody_waits_for_is_not_made(store: RedisStore) -> None:
+    receipt = await store.insert(numbered(1))
+    given_up = Claim(until=time.monotonic())
+    with pytest.raises(StoreUnavailable):
+        await store.look(id_of(numbered(1)), "default", None, given_up)
+    sight = await store.look(id_of(numbered(1)), "default", receipt.version, Claim())
+    assert sight is not None
+    assert sight.version == receipt.version
+
+
 def short_of(number: int) -> SessionFacts:
     """Facts of a session that has some seconds to live."""
     return replace(numbered(number).facts, used=time.time(), idle_ttl=10.0)
