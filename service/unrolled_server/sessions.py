@@ -156,19 +156,16 @@ class Sessions:
 
     def get(self, name: str) -> Session:
         """The session of this name, if it is the calling tenant's. Raises SessionNotFound."""
-        home, key = row_and_key(name) or NOWHERE
-        row = self._homes.row(home, key)
-        place = None if row is None else self._records.search(row, key)
-        if row is None or place is None:
+        id_ = session_id(name)
+        row = None if id_ is None else self._row(id_)
+        if row is None:
             raise SessionNotFound(name)
-        block, index = place
+        session = self._session(row)
+        block, index = session.block, session.index
         owner = self._tenants.find(tenant.get())
         if block.tenants[index] != owner or block.end(index) <= self._clock():
             raise SessionNotFound(name)
-        model = self._models.all[block.models[index]]
-        return Session(
-            name, row, block.generations[index], model, block, index, self._standings.marks
-        )
+        return session
 
     def page(self, model: str, size: int, token: str) -> tuple[list[Session], str]:
         """Up to `size` sessions of the calling tenant, in the order of names, from `token` on.
@@ -259,9 +256,7 @@ class Sessions:
         """The session was used then, perhaps by another server."""
         if (row := self._row(id_)) is not None:
             block, index = self._records.find(row)
-            block.used[index] = max(block.used[index], used)
-            if row not in self._holders:
-                block.let_end(index)
+            self._use(row, max(block.used[index], used))
 
     def record(self, session: Session, standing: Standing) -> SessionRecord:
         """What is to be stored of a session that moves there now. Raises SessionNotFound."""
@@ -345,11 +340,8 @@ class Sessions:
 
     def touch(self, session: Session) -> None:
         """Count a read of the session's state as a use of it, if it has not ended."""
-        if session.has_ended:
-            return
-        session.block.used[session.index] = self._clock()
-        if session.row not in self._holders:
-            session.block.let_end(session.index)
+        if not session.has_ended:
+            self._use(session.row, self._clock())
 
     def expire(self) -> bool:
         """End sessions whose time is over; of very many, some: whether that may be so.
@@ -391,6 +383,13 @@ class Sessions:
         block.let_end(index)
         self._counts[model] += 1
         self._count += 1
+
+    def _use(self, row: int, used: float) -> None:
+        """The session in this row was used then: where no turn is under way, it is over later."""
+        block, index = self._records.find(row)
+        block.used[index] = used
+        if row not in self._holders:
+            block.let_end(index)
 
     def _row(self, id_: bytes) -> int | None:
         """Where the session with this ID lies; None where it is not in memory."""
