@@ -194,7 +194,7 @@ class ServerCollector(Collector):
             "Sessions that left memory; the store has them.",
             labels=["reason"],
         )
-        evicted.add_metric(["capacity"], self._memory.spilled)
+        evicted.add_metric(["capacity"], self._sessions.spilled)
         errors = CounterMetricFamily(
             "unrolled_store_errors", "What the store failed to do.", labels=["kind"]
         )

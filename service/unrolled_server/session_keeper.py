@@ -42,6 +42,11 @@ class SessionKeeper:
         """What the store counts; None: there is none."""
         return None
 
+    @property
+    def spilled(self) -> int:
+        """Sessions that left memory to make room."""
+        return 0
+
     def space(self) -> StoreSpace | None:
         """What the store takes of its volume; None: there is none, or nobody can tell."""
         return None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from ssl import SSLContext
 
+from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.config import Config
 from unrolled_server.errors import ServerError
 from unrolled_server.logs import log_event
@@ -34,14 +35,10 @@ async def open_sessions(
     config: Config, models: Models, store_tls: Callable[[], SSLContext] | None
 ) -> SessionKeeper:
     """All sessions there are; a store at rediss:// needs `store_tls`. Raises StoreOpenError."""
-    memory = Sessions(
-        config.max_sessions,
-        config.session_ttl,
-        spills=config.store != "memory",
-        max_age=config.session_max_age,
-    )
+    most, idle_ttl, max_age = config.max_sessions, config.session_ttl, config.session_max_age
     if config.store == "memory":
-        return SessionKeeper(memory)
+        return SessionKeeper(Sessions(most, idle_ttl, max_age=max_age))
+    memory = CachedSessions(most, idle_ttl, max_age=max_age)
     if is_redis(config.store):
         return await _in_redis(config, models, memory, store_tls)
     return _in_file(config, models, memory)
@@ -70,7 +67,7 @@ async def follow_expiry(sessions: SessionKeeper) -> None:
         await asyncio.sleep(0 if more else EXPIRY_SECONDS)
 
 
-def _in_file(config: Config, models: Models, memory: Sessions) -> SessionKeeper:
+def _in_file(config: Config, models: Models, memory: CachedSessions) -> SessionKeeper:
     """Sessions in an SQLite file. Raises StoreOpenError."""
     kind, _, path = config.store.partition(":")
     file = Path(path) if path else _made_data_dir(config) / SESSIONS_FILE
@@ -98,7 +95,7 @@ def _made_data_dir(config: Config) -> Path:
 
 
 async def _in_redis(
-    config: Config, models: Models, memory: Sessions, tls: Callable[[], SSLContext] | None
+    config: Config, models: Models, memory: CachedSessions, tls: Callable[[], SSLContext] | None
 ) -> SessionKeeper:
     """Sessions in Redis. Raises StoreOpenError."""
     # Its client takes an eighth of a server's start to import.

@@ -6,8 +6,6 @@ is in `standings`. Everything runs in the event loop's thread. A session changes
 
 An idle session is a row of `Records` and what `Standings` has of that row, no object. `Session` is
 made to talk of one.
-
-Where a store has all sessions too, memory may let go of idle ones and take them back.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from itertools import islice
 
 import numpy as np
 
-from unrolled_server import checkpoints
 from unrolled_server.answers import Answer, find
 from unrolled_server.errors import (
     AnswerNotKept,
@@ -31,17 +28,13 @@ from unrolled_server.errors import (
     SessionNotFound,
     TooManySessions,
 )
-from unrolled_server.homes import Homes
-from unrolled_server.idle_sessions import IdleSessions
 from unrolled_server.models import ServedModel
 from unrolled_server.numbering import Numbering
 from unrolled_server.records import NEVER, Records
 from unrolled_server.session import Session
-from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
-from unrolled_server.session_record import SessionFacts, SessionRecord
+from unrolled_server.session_names import KEY_BYTES, session_id, session_name
 from unrolled_server.standing import Standing
 from unrolled_server.standings import Standings
-from unrolled_server.store import Version
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, RequestKey
 
@@ -49,17 +42,11 @@ MAX_ENDED = 500
 """Sessions that one round of expiry ends: the event loop waits for it."""
 MAX_BLOCKS = 64
 """Blocks of rows that one page looks at."""
-NOWHERE = (0, b"")
-"""A row and a key that no session has."""
 PAGE_TOKEN = re.compile(r"[0-9a-f]{1,8}")
 
 
 class Sessions:
-    """The sessions in memory, at most `limit`; `idle_ttl` and `max_age` seconds are their defaults.
-
-    With `spills`, a store has them all: what leaves memory has not ended, and above the limit
-    the least recently used that are idle leave rather than new ones being refused.
-    """
+    """All sessions, at most `limit`; `idle_ttl` and `max_age` seconds are their defaults."""
 
     def __init__(
         self,
@@ -67,15 +54,9 @@ class Sessions:
         idle_ttl: float,
         clock: Callable[[], float] = time.time,
         *,
-        spills: bool = False,
         max_age: float = 0,
     ) -> None:
         self.limit = limit
-        self.spills = spills
-        self.spilled = 0
-        """Sessions that left memory to make room."""
-        self.awaited: Counter[bytes] = Counter()
-        """Keys of sessions that are not to be spilled."""
         self.ended: Counter[str] = Counter({"deleted": 0, "expired": 0})
         self.replays = 0
         """Turns answered from the record."""
@@ -89,12 +70,8 @@ class Sessions:
         self._tenants: Numbering[str] = Numbering()
         self._records = Records()
         self._standings = Standings()
-        self._homes = Homes()
         self._holders: dict[int, Callable[[], None]] = {}
         """How to end the turns under way, by row."""
-        self._versions: dict[int, Version] = {}
-        """By row; only of sessions that other servers may advance too."""
-        self._idle = IdleSessions(self._records, self._holders, self.awaited)
 
     def count(self, model: ServedModel) -> int:
         """Sessions of one model."""
@@ -131,28 +108,6 @@ class Sessions:
         block.set_latest(index, block.created[index] + max_age if max_age else NEVER)
         self._begin(row, model, undo=undo)
         return self._session(row)
-
-    def admit(self, record: SessionRecord, model: ServedModel) -> Session:
-        """The session of this record, which is not in memory, goes on in it."""
-        self._make_room()
-        row = self._records.take()
-        block, index = self._records.find(row)
-        facts = record.facts
-        home, key = row_and_key(facts.name) or NOWHERE
-        block.tenants[index] = self._tenants.number(facts.tenant)
-        block.set_key(index, key)
-        block.seeds[index] = facts.seed
-        block.created[index], block.used[index] = facts.created, facts.used
-        block.idle_ttls[index] = facts.idle_ttl
-        block.set_latest(index, facts.latest)
-        self._begin(row, model)
-        self._homes.enter(row, home, key)
-        session = self._session(row)
-        self._standings.replace(
-            session,
-            Standing(session.name, record.past, record.answers, record.marks, facts.era),
-        )
-        return session
 
     def get(self, name: str) -> Session:
         """The session of this name, if it is the calling tenant's. Raises SessionNotFound."""
@@ -218,70 +173,6 @@ class Sessions:
         self._drop(self.get(name).row)
         self.ended["deleted"] += 1
 
-    def drop(self, name: str) -> None:
-        """Let go of what there is of a session that has ended elsewhere, and end its turn."""
-        id_ = session_id(name)
-        if id_ is not None and (row := self._row(id_)) is not None:
-            self._drop(row)
-
-    def has(self, id_: bytes) -> bool:
-        """Whether the session with this ID is in memory, over or not."""
-        return self._row(id_) is not None
-
-    @property
-    def busy(self) -> int:
-        """Sessions that have a turn under way."""
-        return len(self._holders)
-
-    def held(self) -> list[bytes]:
-        """IDs of the sessions that have a turn under way."""
-        names = (self._session(row).name for row in self._holders)
-        return [id_ for name in names if (id_ := session_id(name)) is not None]
-
-    def is_held(self, id_: bytes) -> bool:
-        """Whether the session with this ID has a turn under way."""
-        return self._row(id_) in self._holders
-
-    def version(self, id_: bytes) -> Version | None:
-        """Which state of a shared session is in memory; None: none is, or it is not shared."""
-        row = self._row(id_)
-        return None if row is None else self._versions.get(row)
-
-    def set_version(self, session: Session, version: Version) -> None:
-        """What is in memory of a shared session is this state of it."""
-        session.living()
-        self._versions[session.row] = version
-
-    def note_use(self, id_: bytes, used: float) -> None:
-        """The session was used then, perhaps by another server."""
-        if (row := self._row(id_)) is not None:
-            block, index = self._records.find(row)
-            self._use(row, max(block.used[index], used))
-
-    def record(self, session: Session, standing: Standing) -> SessionRecord:
-        """What is to be stored of a session that moves there now. Raises SessionNotFound."""
-        session.living()
-        marks = checkpoints.decode(standing.marks)
-        version = self._versions.get(session.row)
-        facts = SessionFacts(
-            name=session.name,
-            tenant=self._tenants.all[session.block.tenants[session.index]],
-            model=session.model.label,
-            fingerprint=session.model.fingerprint,
-            epoch=1 if version is None else version.epoch,
-            era=standing.era,
-            seed=session.seed,
-            position=standing.past.position,
-            state_size=session.model.state_size,
-            created=session.created,
-            used=self._clock(),
-            idle_ttl=session.idle_ttl,
-            undo=marks.undo,
-            places=marks.places,
-            latest=session.block.latest(session.index),
-        )
-        return SessionRecord(facts, standing.past, standing.answers, standing.marks)
-
     def hold(self, session: Session, end_turn: Callable[[], None]) -> None:
         """Begin a turn; `end_turn` is called if the session ends meanwhile.
 
@@ -344,36 +235,24 @@ class Sessions:
             self._use(session.row, self._clock())
 
     def expire(self) -> bool:
-        """End sessions whose time is over; of very many, some: whether that may be so.
-
-        Where a store has them too, they leave memory, and the store is to end them.
-        """
+        """End sessions whose time is over; of very many, some: whether that may be so."""
         rows = self._records.over(self._clock(), MAX_ENDED)
         for row in rows:
             self._remove(row)
-        if not self.spills:
-            self.ended["expired"] += len(rows)
+        self._count_over(len(rows))
         return len(rows) == MAX_ENDED
+
+    def _count_over(self, number: int) -> None:
+        """So many sessions have been let go of since their time is over."""
+        self.ended["expired"] += number
 
     def _make_room(self) -> None:
         """Let sessions go until there is room. Raises TooManySessions."""
-        if self.spills:
-            self._spill()
-            return
         more = True
         while self._count >= self.limit:
             if not more:
                 raise TooManySessions(self.limit)
             more = self.expire()
-
-    def _spill(self) -> None:
-        """Let go of the least recently used idle sessions; where all are busy, there are more."""
-        while self._count >= self.limit:
-            row = self._idle.first(self.limit)
-            if row is None:
-                return
-            self._remove(row)
-            self.spilled += 1
 
     def _begin(self, row: int, model: ServedModel, *, undo: bool = False) -> None:
         """A session of this model is in the row, at the zero state; the rest is set."""
@@ -393,9 +272,17 @@ class Sessions:
 
     def _row(self, id_: bytes) -> int | None:
         """Where the session with this ID lies; None where it is not in memory."""
-        key = id_[-KEY_BYTES:]
-        row = self._homes.row(int.from_bytes(id_[:-KEY_BYTES]), key)
+        home, key = int.from_bytes(id_[:-KEY_BYTES]), id_[-KEY_BYTES:]
+        row = self._row_at(home, key)
         return None if row is None or self._records.search(row, key) is None else row
+
+    def _row_at(self, home: int, key: bytes) -> int | None:
+        """Where the session whose name says this row lies, if there is one; None: there is none."""
+        return home
+
+    def _home(self, row: int) -> int:
+        """Which row the name of the session in this row says."""
+        return row
 
     def _drop(self, row: int) -> None:
         """Let go of the session in this row, and end its turn."""
@@ -407,7 +294,7 @@ class Sessions:
     def _session(self, row: int) -> Session:
         """The session in this row, which has one."""
         block, index = self._records.find(row)
-        name = session_name(self._homes.home(row), block.key(index))
+        name = session_name(self._home(row), block.key(index))
         model = self._models.all[block.models[index]]
         return Session(
             name, row, block.generations[index], model, block, index, self._standings.marks
@@ -417,8 +304,6 @@ class Sessions:
         """Let go of the session in this row, which has no turn under way."""
         block, index = self._records.find(row)
         self._standings.forget(row, block, index)
-        self._homes.leave(row, bytes(block.key(index)))
-        self._versions.pop(row, None)
         self._counts[self._models.all[block.models[index]]] -= 1
         self._records.free(row)
         self._count -= 1

@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
+from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.errors import Fenced, ServerError, SessionNotFound, StoreUnavailable
 from unrolled_server.models import Models
 from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
-from unrolled_server.sessions import Sessions
 from unrolled_server.store import Claim, SharedStore, Version
 from unrolled_server.stored_sessions import CHUNK, StoredSessions
 from unrolled_server.tenants import tenant
@@ -28,11 +28,11 @@ from unrolled_server.types import Durability, SessionView
 
 
 class SharedSessions(StoredSessions):
-    """Sessions in memory and in a shared store. `memory` spills."""
+    """Sessions in memory and in a shared store."""
 
     def __init__(
         self,
-        memory: Sessions,
+        memory: CachedSessions,
         models: Models,
         store: SharedStore,
         clock: Callable[[], float] = time.time,

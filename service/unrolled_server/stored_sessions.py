@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 
+from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.errors import (
     InvalidField,
     ModelNotFound,
@@ -30,7 +31,6 @@ from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check, SessionKeeper
 from unrolled_server.session_names import ID_BYTES, KEY_BYTES, name_of, session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
-from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
 from unrolled_server.store import Claim, Receipt, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
@@ -46,11 +46,13 @@ PAGE_TOKEN = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}")
 
 
 class StoredSessions(SessionKeeper):
-    """Sessions in memory and in a store. `memory` spills."""
+    """Sessions in memory and in a store."""
+
+    memory: CachedSessions
 
     def __init__(
         self,
-        memory: Sessions,
+        memory: CachedSessions,
         models: Models,
         store: Store,
         clock: Callable[[], float] = time.time,
@@ -75,6 +77,11 @@ class StoredSessions(SessionKeeper):
     def stats(self) -> StoreStats:
         """What the store counts."""
         return self._store.stats
+
+    @property
+    def spilled(self) -> int:
+        """Sessions that left memory to make room."""
+        return self.memory.spilled
 
     def space(self) -> StoreSpace | None:
         """What the store takes of its volume; None where nobody can tell."""

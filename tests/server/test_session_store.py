@@ -16,6 +16,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from unrolled_server import records, sessions, states
+from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import InvalidField, SessionBusy, SessionNotFound, TooManySessions
 from unrolled_server.models import ServedModel
@@ -395,7 +396,7 @@ def test_neither_a_wrong_key_nor_a_wrong_row_finds_a_session(clock: Clock) -> No
 
 def test_a_session_that_is_not_at_home_has_one_name_too(clock: Clock) -> None:
     """Neither another row finds it nor that in which it lies."""
-    store = Sessions(3, TTL, clock, spills=True)
+    store = CachedSessions(3, TTL, clock)
     store.create(MODELS[0])
     key = bytes(range(KEY_BYTES))
     name = session_name(0, key)

@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from unrolled.v1 import model_pb2
+from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import SessionBusy, SessionNotFound, StoreUnavailable
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.session import Session
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionRecord
-from unrolled_server.sessions import Sessions
 from unrolled_server.store import Receipt, StorePage, StoreStats
 from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.types import Checkpoint, Durability, Place
@@ -128,7 +128,7 @@ class House:
         self.clock = Clock()
         self.store = DictStore()
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
-        self.memory = Sessions(limit, TTL, self.clock, spills=True)
+        self.memory = CachedSessions(limit, TTL, self.clock)
         self.sessions = StoredSessions(self.memory, models, self.store, self.clock)
 
     async def advance(self, session: Session, position: int) -> None:

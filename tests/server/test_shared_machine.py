@@ -25,11 +25,11 @@ from hypothesis.stateful import (
 )
 from support.redis import RunningRedis, running_redis
 from unrolled.v1 import model_pb2
+from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.errors import Fenced, ServerError, SessionBusy, SessionNotFound
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.redis_store import RedisStore
 from unrolled_server.session import Session
-from unrolled_server.sessions import Sessions
 from unrolled_server.shared_sessions import SharedSessions
 from unrolled_server.store import Claim, Sight, Version
 from unrolled_server.types import Checkpoint
@@ -70,7 +70,7 @@ class Server:
     def __init__(self, url: str) -> None:
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
         self.store = RedisStore(url, timeout=30.0)
-        self.sessions = SharedSessions(Sessions(2, 3600.0, spills=True), models, self.store)
+        self.sessions = SharedSessions(CachedSessions(2, 3600.0), models, self.store)
 
 
 def content(number: int, position: int) -> Checkpoint:
@@ -297,7 +297,7 @@ async def test_a_claim_is_not_to_be_made_once_its_caller_has_given_up(redis: Run
     store = WatchedStore(redis.url, timeout=30.0)
     await store.open()
     models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
-    sessions = SharedSessions(Sessions(2, 3600.0, spills=True), models, store)
+    sessions = SharedSessions(CachedSessions(2, 3600.0), models, store)
     name = (await sessions.create(MODEL)).name
     asked = time.monotonic()
     await sessions.load(name, Claim(0))

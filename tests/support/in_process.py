@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
@@ -17,7 +18,6 @@ from unrolled_server.repository import load_models
 from unrolled_server.runner import RunnerConfig
 from unrolled_server.running import AnyRunner
 from unrolled_server.session import Session
-from unrolled_server.sessions import Sessions
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.tasks import TurnLimits
@@ -65,7 +65,7 @@ async def in_process(models: Path, store: Path, max_sessions: int) -> AsyncItera
         return engine
 
     served = load_models(models, AT_ONCE, RunnerConfig("cpu", 1), start)
-    memory = Sessions(max_sessions, IDLE_SECONDS, spills=True)
+    memory = CachedSessions(max_sessions, IDLE_SECONDS)
     sessions = StoredSessions(memory, served, SqliteStore(store))
     limits, prefixes = TurnLimits(1024, 1024, AT_ONCE), PrefixCache(0)
     try:
