@@ -214,15 +214,6 @@ class Sessions:
         """Whether this request's turn is on record. Raises RequestIdReused, SessionNotFound."""
         return find(self._standings.answers(session), key) is not None
 
-    def commit(
-        self, session: Session, checkpoint: Checkpoint, answer: Answer | None = None
-    ) -> None:
-        """Move a session to where its turn ended, and record the answer if there is to be one.
-
-        Raises SessionNotFound where it has ended.
-        """
-        self.move(session, self.standing(session).after_turn(checkpoint, answer))
-
     def move(self, session: Session, standing: Standing) -> None:
         """Replace all that changes of a session. Raises SessionNotFound where it has ended."""
         session.living()

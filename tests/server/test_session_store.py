@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.memory import advance
 from unrolled_server import records, sessions, states
 from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
@@ -206,7 +207,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), past=checkpoints)
     def commit(self, data: st.DataObject, past: Checkpoint) -> None:
         known = self.pick(data, held=True)
-        self.sessions.commit(known.handle, past)
+        advance(self.sessions, known.handle, past)
         known.past, known.used = past, self.clock.now
 
     @precondition(lambda self: any(known.held for known in self.living().values()))
@@ -222,7 +223,7 @@ class StoreMachine(RuleBasedStateMachine):
     def turn(self, data: st.DataObject, past: Checkpoint) -> None:
         known = self.pick(data, held=False)
         self.sessions.hold(known.handle, lambda: None)
-        self.sessions.commit(known.handle, past)
+        advance(self.sessions, known.handle, past)
         self.sessions.release(known.handle)
         known.past, known.used = past, self.clock.now
 
@@ -312,7 +313,7 @@ class StoreMachine(RuleBasedStateMachine):
                 lambda it: it.expires,
                 self.sessions.checkpoint,
                 lambda it: self.sessions.hold(it, lambda: None),
-                lambda it: self.sessions.commit(it, Checkpoint(None, None, 0)),
+                lambda it: advance(self.sessions, it, Checkpoint(None, None, 0)),
             ):
                 with pytest.raises(SessionNotFound):
                     act(session)
@@ -439,7 +440,7 @@ def test_a_turn_of_a_deleted_session_leaves_the_next_one_in_its_row_alone(clock:
     new = store.create(MODELS[0])
     store.hold(new, lambda: None)
     with pytest.raises(SessionNotFound):
-        store.commit(old, Checkpoint(np.ones(SIZE, np.float32), 1, 1))
+        advance(store, old, Checkpoint(np.ones(SIZE, np.float32), 1, 1))
     store.release(old)
     with pytest.raises(SessionBusy):
         store.hold(new, lambda: None)
@@ -506,7 +507,7 @@ def test_a_busy_session_is_not_over_however_it_was_used(clock: Clock) -> None:
     for use in (
         store.touch,
         lambda session: store.fork(session.name, None),
-        lambda session: store.commit(session, Checkpoint(None, 0, 1)),
+        lambda session: advance(store, session, Checkpoint(None, 0, 1)),
     ):
         session = store.create(MODELS[0])
         store.hold(session, lambda: None)
@@ -567,7 +568,7 @@ def test_an_idle_session_takes_its_state_and_a_hundred_bytes(size: int, clock: C
         for _ in range(count):
             session = store.create(model)
             store.hold(session, lambda: None)
-            store.commit(session, Checkpoint(state, 1, 8))
+            advance(store, session, Checkpoint(state, 1, 8))
             store.release(session)
         return store
 
@@ -580,7 +581,7 @@ def test_sessions_that_come_and_go_take_no_more_than_those_there_are(clock: Cloc
     def generation() -> None:
         made = [store.create(model) for _ in range(100)]
         for session in made:
-            store.commit(session, Checkpoint(state, 1, 8, b"\xc3"))
+            advance(store, session, Checkpoint(state, 1, 8, b"\xc3"))
             store.delete(session.name)
 
     generation()
@@ -598,7 +599,7 @@ def test_sessions_that_come_and_go_take_no_more_than_those_there_are(clock: Cloc
 def test_a_session_has_nothing_of_the_one_before_it_in_its_row(clock: Clock) -> None:
     store = Sessions(1, TTL, clock)
     old = store.create(MODELS[0], undo=True)
-    store.commit(old, Checkpoint(np.ones(SIZE, np.float32), 1, 1))
+    advance(store, old, Checkpoint(np.ones(SIZE, np.float32), 1, 1))
     store.move(old, store.standing(old).marked("a"))
     assert [place.id for place in old.view.places] == ["", "a"]
     store.delete(old.name)
@@ -616,7 +617,7 @@ def test_a_session_at_the_zero_state_holds_no_state(clock: Clock) -> None:
 
     def go_and_come_back() -> None:
         for session in made:
-            store.commit(session, Checkpoint(np.ones(size, np.float32), 1, 1))
+            advance(store, session, Checkpoint(np.ones(size, np.float32), 1, 1))
             store.move(session, store.standing(session).rewound(LAST_TURN))
 
     assert traced(go_and_come_back) < 2 * 4 * size

@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from support.calls import SECONDS, Stubs, connected, refused
 from support.lone import LoneSession
+from support.memory import advance
 from support.metrics import eventually
 from support.models import Repository, build, export
 from support.server import running_server
@@ -561,7 +562,7 @@ def test_a_commit_postpones_the_end_and_a_look_does_not(three: Sessions, clock: 
     used, seen = three.create(MODEL), three.create(MODEL)
     created = clock.now
     clock.now += TTL - 1
-    three.commit(used, at(1))
+    advance(three, used, at(1))
     three.checkpoint(three.get(seen.name))
     clock.now += 1
     three.expire()
@@ -615,7 +616,7 @@ def test_no_use_postpones_the_latest_end(three: Sessions, clock: Clock) -> None:
     assert (aged.expires, aged.latest) == (made + TTL, made + 1.5 * TTL)
     clock.now += TTL - 1
     for session in (aged, idle):
-        three.commit(session, at(1))
+        advance(three, session, at(1))
     assert (aged.expires, aged.latest) == (made + 1.5 * TTL, made + 1.5 * TTL)
     assert idle.latest is None
     clock.now = made + 1.5 * TTL - 1
@@ -632,7 +633,7 @@ def test_a_turn_that_began_before_the_latest_end_stands(three: Sessions, clock: 
     three.hold(session, end_nothing)
     clock.now += TTL
     three.expire()
-    three.commit(session, at(1))
+    advance(three, session, at(1))
     expect_at(three, session, at(1))
     three.release(session)
     assert living(three, session) == []
@@ -665,7 +666,7 @@ def test_a_busy_session_does_not_expire(three: Sessions, clock: Clock) -> None:
     clock.now += 10 * TTL
     three.expire()
     assert three.get(session.name) == session
-    three.commit(session, at(1))
+    advance(three, session, at(1))
     three.release(session)
     clock.now += TTL - 1
     three.expire()
@@ -751,7 +752,7 @@ def test_an_expired_session_makes_room_behind_many_that_were_used(clock: Clock) 
     idle = sessions.create(MODEL)
     clock.now += TTL - 2
     for session in used:
-        sessions.commit(session, Checkpoint(None, 0, 1))
+        advance(sessions, session, Checkpoint(None, 0, 1))
     clock.now += 1
     assert living(sessions, idle) == [idle]
     clock.now += 1
@@ -780,13 +781,13 @@ def test_names_and_seeds_are_drawn_anew(clock: Clock) -> None:
 
 def test_a_fork_copies_the_past_and_is_independent(three: Sessions) -> None:
     parent = three.create(MODEL, seed=7)
-    three.commit(parent, at(3))
+    advance(three, parent, at(3))
     child, other = three.fork(parent.name, None), three.fork(parent.name, 8)
     assert (child.seed, other.seed) == (7, 8)
     for session in (parent, child, other):
         expect_at(three, session, at(3))
-    three.commit(parent, at(4))
-    three.commit(other, at(5))
+    advance(three, parent, at(4))
+    advance(three, other, at(5))
     expect_at(three, parent, at(4))
     expect_at(three, child, at(3))
     expect_at(three, other, at(5))
@@ -794,7 +795,7 @@ def test_a_fork_copies_the_past_and_is_independent(three: Sessions) -> None:
     # The new session may lie where the parent's state lay.
     new = three.create(MODEL)
     expect_at(three, new, None)
-    three.commit(new, at(6))
+    advance(three, new, at(6))
     expect_at(three, child, at(3))
     expect_at(three, other, at(5))
 
@@ -802,13 +803,13 @@ def test_a_fork_copies_the_past_and_is_independent(three: Sessions) -> None:
 def test_a_fork_of_an_empty_session_is_empty_too(three: Sessions) -> None:
     parent = three.create(MODEL)
     child = three.fork(parent.name, None)
-    three.commit(parent, at(2))
+    advance(three, parent, at(2))
     expect_at(three, child, None)
 
 
 def test_a_fork_of_a_busy_session_is_free_and_as_of_the_last_commit(three: Sessions) -> None:
     parent = three.create(MODEL)
-    three.commit(parent, at(2))
+    advance(three, parent, at(2))
     three.hold(parent, end_nothing)
     child = three.fork(parent.name, None)
     expect_at(three, child, at(2))
@@ -818,7 +819,7 @@ def test_a_fork_of_a_busy_session_is_free_and_as_of_the_last_commit(three: Sessi
 def test_a_checkpoint_is_apart_from_the_session(three: Sessions) -> None:
     session = three.create(MODEL)
     given = at(1)
-    three.commit(session, given)
+    advance(three, session, given)
     taken = three.checkpoint(session)
     assert given.state is not None
     assert taken.state is not None
@@ -826,19 +827,19 @@ def test_a_checkpoint_is_apart_from_the_session(three: Sessions) -> None:
     taken.state.fill(-2)
     expect_at(three, session, at(1))
     before = three.checkpoint(session)
-    three.commit(session, at(2))
+    advance(three, session, at(2))
     assert before.state is not None
     assert before.state.tolist() == [10.0, 11.0, 12.0, 13.0]
 
 
 def test_a_commit_after_the_end_raises_and_changes_nothing(three: Sessions) -> None:
     session, other = three.create(MODEL), three.create(MODEL)
-    three.commit(session, at(1))
+    advance(three, session, at(1))
     three.hold(session, end_nothing)
     three.delete(session.name)
-    three.commit(other, at(2))
+    advance(three, other, at(2))
     with pytest.raises(SessionNotFound):
-        three.commit(session, at(3))
+        advance(three, session, at(3))
     three.release(session)
     expect_at(three, other, at(2))
     assert (living(three, session, other), three.count(MODEL)) == ([other], 1)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.memory import advance
 from support.sealed import SECRETS, Forged, mutations, opened_by_hand
 from unrolled.v1 import model_pb2
 from unrolled_server.errors import (
@@ -104,7 +105,7 @@ class House:
 
     def session(self, past: Checkpoint, seed: int = 7) -> Session:
         session = self.sessions.create(MODEL, seed)
-        self.sessions.commit(session, past)
+        advance(self.sessions, session, past)
         return session
 
     def take(self, forged: Forged, key: str = "a") -> Session:
@@ -345,7 +346,7 @@ def test_the_longest_names_fit(house: House) -> None:
     sealer = Sealer([Key(name.encode(), SECRETS["a"])])
     house.snapshots = AtOnce(house.sessions, house.models, sealer, house.clock)
     session = house.sessions.create(long, 0)
-    house.sessions.commit(session, Checkpoint(state(0, 0, 0, 0), 1, 1, b"\xf0\x9f\x98"))
+    advance(house.sessions, session, Checkpoint(state(0, 0, 0, 0), 1, 1, b"\xf0\x9f\x98"))
     sealed = house.snapshots.export(session.name, None).sealed
     assert len(sealed) <= 4 * 4 + 1100
     assert house.snapshots.restore(sealed, None).model is long
