@@ -83,6 +83,8 @@ def test_a_program_of_torch_export(tmp_path: Path, capsys: Capture) -> None:
     assert line.endswith("a program of torch.export: save the model's state_dict instead")
 
 
+# Of what torch imports then.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_module(tmp_path: Path, capsys: Capture) -> None:
     """Its pickle asks for an attribute of an object, which may be anything."""
     path = tmp_path / "model.pt"
