@@ -109,7 +109,7 @@ class Client:
         return Conversation(self._connection, session or "", timeout)
 
     def models(self, *, timeout: float | None = None) -> list[Model]:
-        """Every model served, failed ones included, without their vocabularies' tokens."""
+        """Every model served, failed ones included; in long lists without vocabularies' tokens."""
         response = self._connection.unary(
             self._connection.models.ListModels, ListModelsRequest(), timeout
         )
@@ -274,7 +274,7 @@ class AsyncClient:
         return AsyncConversation(self._connection, session or "", timeout)
 
     async def models(self, *, timeout: float | None = None) -> list[Model]:
-        """Every model served, failed ones included, without their vocabularies' tokens."""
+        """Every model served, failed ones included; in long lists without vocabularies' tokens."""
         response = await self._connection.unary(
             self._connection.models.ListModels, ListModelsRequest(), timeout
         )

@@ -250,4 +250,4 @@ def _told(option: str, told: Prompt | None) -> tuple[str | None, TokenIds | None
 def _stops(stop: str | Sequence[str] | None) -> Sequence[str]:
     if stop is None:
         return ()
-    return (stop,) if isinstance(stop, str) else stop
+    return (stop,) if isinstance(stop, str) else tuple(stop)

@@ -17,7 +17,9 @@ def likeliest(logprobs: Floats, top: int) -> Tokens:
     number, the ids mean nothing.
     """
     count, size = logprobs.shape
-    if not top or size <= SORTED_WHOLE:
+    if not top:
+        return np.zeros((count, 0), np.int32)
+    if size <= SORTED_WHOLE:
         return np.argsort(-logprobs, axis=1, kind="stable")[:, :top].astype(np.int32)
     rows = [_likeliest(row, min(top, size)) for row in logprobs]
     return np.array(rows, np.int32).reshape(count, min(top, size))

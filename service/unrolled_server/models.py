@@ -13,6 +13,10 @@ from unrolled_server.errors import ModelNotFound
 from unrolled_server.types import Floats
 from unrolled_server.vocabulary import Vocabulary
 
+LIST_BYTES = 3 << 20
+"""Of all models in one message, with the tokens of their vocabularies: clients of gRPC take 4 MiB
+unless told otherwise."""
+
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
@@ -60,7 +64,7 @@ class Models:
 
     def __init__(self, entries: list[Entry]) -> None:
         self._entries = sorted(entries, key=lambda e: (e.manifest.name, e.manifest.version))
-        self.listed = [_listed(entry.manifest) for entry in self._entries]
+        self.listed = _listed([entry.manifest for entry in self._entries])
         """Every entry as callers see it in a list."""
 
     def ready(self) -> Iterator[ServedModel]:
@@ -120,13 +124,19 @@ class Models:
             }
 
 
-def _listed(manifest: model_pb2.Model) -> model_pb2.Model:
-    """The manifest without the vocabulary's tokens: many large ones would not fit in a message."""
-    listed = model_pb2.Model()
-    listed.CopyFrom(manifest)
-    if listed.HasField("vocabulary"):
-        listed.vocabulary.ClearField("tokens")
-    return listed
+def _listed(manifests: list[model_pb2.Model]) -> list[model_pb2.Model]:
+    """The manifests, without the tokens of vocabularies where they would not fit in a message."""
+    if sum(manifest.ByteSize() for manifest in manifests) <= LIST_BYTES:
+        return manifests
+    return [_without_tokens(manifest) for manifest in manifests]
+
+
+def _without_tokens(manifest: model_pb2.Model) -> model_pb2.Model:
+    model = model_pb2.Model()
+    model.CopyFrom(manifest)
+    if model.HasField("vocabulary"):
+        model.vocabulary.ClearField("tokens")
+    return model
 
 
 def _precision(manifest: model_pb2.Model) -> str:

@@ -51,7 +51,7 @@ class Row:
         self._text = text_stream(
             vocabulary,
             task.stop,
-            partial_after(vocabulary, task.start.partial, task.told),
+            partial_after(vocabulary, task.start.partial, task.start.previous, task.told),
             newest_shown(vocabulary, task.start.previous, task.told),
         )
         self._take_first(task, vocabulary)

@@ -12,6 +12,8 @@ from unrolled_server.vocabulary import Vocabulary
 
 LONGEST_CHARACTER = 4
 """Bytes in UTF-8."""
+NO_TOKEN = -1
+"""In place of one that shows."""
 
 
 def partial_of(text: bytes) -> bytes:
@@ -21,15 +23,24 @@ def partial_of(text: bytes) -> bytes:
     return decoder.getstate()[0]
 
 
-def partial_after(vocabulary: Vocabulary, partial: bytes, told: Tokens) -> bytes:
-    """The unfinished character at the end of `partial` and the bytes of the tokens `told`."""
-    end = b""
-    for token in reversed(told):
-        # What precedes a token may change how it begins, not how it ends.
-        end = vocabulary.piece(None, int(token)) + end
+def partial_after(
+    vocabulary: Vocabulary, partial: bytes, previous: int | None, told: Tokens
+) -> bytes:
+    """The unfinished character at the end of `partial` and of the text of the tokens `told`.
+
+    `previous` is the newest token before them that shows.
+    """
+    end, following = b"", None
+    for token in map(int, reversed(told)):
+        if vocabulary.newest(NO_TOKEN, token) == NO_TOKEN:
+            continue
+        if following is not None:
+            end = vocabulary.piece(token, following) + end
         if len(end) >= LONGEST_CHARACTER:
             return partial_of(end)
-    return partial_of(partial + end)
+        following = token
+    first = b"" if following is None else vocabulary.piece(previous, following)
+    return partial_of(partial + first + end)
 
 
 def newest_shown(vocabulary: Vocabulary, previous: int | None, told: Tokens) -> int | None:

@@ -129,6 +129,12 @@ def test_a_character_that_the_first_byte_began_is_not_counted() -> None:
     assert said["perplexity"] == "2.000 per token"
 
 
+def test_a_space_that_only_the_first_piece_has_is_no_part_of_the_text() -> None:
+    said = figures(score_report("the cat", answer(b" the", b" cat")))
+
+    assert (said["bits per character"], said["bits per byte"]) == ("0.250", "0.250")
+
+
 @pytest.mark.parametrize(
     ("text", "tokens"), [("what ever", [b"<unk>", b"ever"]), ("a", [b"a"]), ("é", [b"\xc3"])]
 )

@@ -21,8 +21,9 @@ from support.models import Repository
 from support.server import RunningServer, running_server
 from unrolled.fingerprint import fingerprint
 from unrolled.v1.completion_pb2 import CompleteRequest
-from unrolled.v1.model_pb2 import GetModelRequest, ListModelsRequest, Model
+from unrolled.v1.model_pb2 import GetModelRequest, ListModelsRequest, Model, Vocabulary
 from unrolled.v1.session_pb2 import CreateSessionRequest
+from unrolled_server.models import Entry, Models
 
 READY, FAILED = Model.STATUS_READY, Model.STATUS_FAILED
 
@@ -310,16 +311,26 @@ def test_every_model_is_listed_once_in_order(damaged: Damaged) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_listed_is_what_there_is_but_for_tokens(damaged: Damaged) -> None:
+def test_what_is_listed_is_what_there_is(damaged: Damaged) -> None:
     models = damaged.stubs.models
-    (listed,) = (
-        each for each in models.ListModels(ListModelsRequest()).models if each.name == "lstm"
+    everything = models.ListModels(ListModelsRequest()).models
+    (listed,) = (each for each in everything if each.name == "lstm")
+    assert listed == models.GetModel(GetModelRequest(name="lstm")).model
+    assert len(listed.vocabulary.tokens) == listed.vocabulary.size
+
+
+def test_a_long_list_leaves_tokens_out() -> None:
+    """That a client of gRPC with its defaults can take it."""
+    words = [b"%07d" % number for number in range(400_000)]
+    large, small = (
+        Model(name=name, version=1, vocabulary=Vocabulary(size=len(tokens), tokens=tokens))
+        for name, tokens in (("large", words), ("small", words[:3]))
     )
-    whole = models.GetModel(GetModelRequest(name="lstm")).model
-    assert len(whole.vocabulary.tokens) == whole.vocabulary.size
-    assert not listed.vocabulary.tokens
-    del whole.vocabulary.tokens[:]
-    assert listed == whole
+    assert Models([Entry(small, None)]).listed == [small]
+    both = Models([Entry(small, None), Entry(large, None)])
+    assert [each.vocabulary.size for each in both.listed] == [400_000, 3]
+    assert not any(each.vocabulary.tokens for each in both.listed)
+    assert both.manifest("large").vocabulary.tokens == words
 
 
 def test_a_folder_whose_name_is_not_utf8_is_listed(damaged: Damaged) -> None:

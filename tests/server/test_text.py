@@ -241,7 +241,7 @@ def test_a_session_s_turns_together_are_the_text_of_all_bytes(data: bytes, cuts:
 )
 def test_what_told_tokens_leave_unfinished(partial: bytes, tokens: list[bytes]) -> None:
     vocabulary, told = ByteVocabulary(tokens), np.arange(len(tokens), dtype=np.int32)
-    assert partial_after(vocabulary, partial, told) == tail(partial + b"".join(tokens))
+    assert partial_after(vocabulary, partial, None, told) == tail(partial + b"".join(tokens))
 
 
 @pytest.mark.parametrize("character", ["é", "€", "𝄞"])

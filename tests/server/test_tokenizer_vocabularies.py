@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from support.tokenizers_ import (
 from support.turns import text_in_turns
 from tokenizers import Tokenizer, models
 from unrolled_server.sentencepiece_model import SentencePieceVocabulary
-from unrolled_server.text import newest_shown
+from unrolled_server.text import newest_shown, partial_after, text_stream
 from unrolled_server.tokenizer_json import TokenizerVocabulary
 from unrolled_server.vocabulary import UnknownSymbol, Vocabulary
 
@@ -118,6 +120,39 @@ def test_a_space_stands_where_it_was_told(name: str, first: str, second: str, te
     told = vocabulary.encode(first)
     more = vocabulary.encode(second, newest_shown(vocabulary, None, told))
     assert text_in_turns(vocabulary, [*told.tolist(), *more.tolist()], ()) == text
+
+
+@cache
+def kinds(name: str) -> tuple[Sequence[int], ...]:
+    """Ids: any, those that may be part of a character, and those that may be no text at all."""
+    vocabulary = CASES[name].vocabulary
+    every = range(vocabulary.size)
+    blank = [id_ for id_ in every if not vocabulary.piece(None, id_).strip()]
+    return every, sorted(CASES[name].unstable) or every, blank or every
+
+
+def telling(name: str, number: int) -> int:
+    """An id of one of the kinds."""
+    number, kind = divmod(number, 3)
+    ids = kinds(name)[kind]
+    return ids[number % len(ids)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(numbers=st.lists(st.integers(0, 2**10), max_size=4), cut=st.integers(0, 2))
+@settings(max_examples=300)
+def test_what_told_tokens_leave_unfinished(name: str, numbers: list[int], cut: int) -> None:
+    """As if they had been drawn one by one; bytes of characters and special tokens as well."""
+    vocabulary = CASES[name].vocabulary
+    ids = [id_ for number in numbers if (id_ := telling(name, number)) not in vocabulary.end_tokens]
+    partial: bytes = b""
+    previous: int | None = None
+    for part in (ids[:cut], ids[cut:]):
+        stream = text_stream(vocabulary, (), partial, previous)
+        stream.push(part)
+        found = partial_after(vocabulary, partial, previous, np.array(part, np.int32))
+        partial, previous = stream.partial, stream.previous
+        assert found == partial
 
 
 @pytest.mark.parametrize("name", NAMES)

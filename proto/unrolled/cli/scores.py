@@ -49,6 +49,9 @@ def _scored_bytes(text: str, score: ScoreResponse) -> bytes:
     """The text without its first token, if that has no probability; empty where nobody knows."""
     told = text.encode()
     first = b"".join(token.token for token in score.tokens if not token.HasField("logprob"))
+    if not told.startswith(first):
+        # Many vocabularies of pieces put a space before a text.
+        first = first.removeprefix(b" ")
     return told.removeprefix(first) if told.startswith(first) else b""
 
 

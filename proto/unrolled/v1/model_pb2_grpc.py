@@ -57,8 +57,8 @@ class ModelServiceServicer(object):
     """
 
     def ListModels(self, request, context):
-        """Describes every version of every model in the repository, the failed ones included; of their
-        vocabularies not `tokens`, which may be large.
+        """Describes every version of every model in the repository, the failed ones included; without the
+        `tokens` of all vocabularies where the answer would have more than 3 MiB with them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

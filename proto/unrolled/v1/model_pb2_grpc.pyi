@@ -25,8 +25,8 @@ class ModelServiceStub:
         unrolled.v1.model_pb2.ListModelsRequest,
         unrolled.v1.model_pb2.ListModelsResponse,
     ]
-    """Describes every version of every model in the repository, the failed ones included; of their
-    vocabularies not `tokens`, which may be large.
+    """Describes every version of every model in the repository, the failed ones included; without the
+    `tokens` of all vocabularies where the answer would have more than 3 MiB with them.
     """
 
     GetModel: grpc.UnaryUnaryMultiCallable[
@@ -44,8 +44,8 @@ class ModelServiceAsyncStub:
         unrolled.v1.model_pb2.ListModelsRequest,
         unrolled.v1.model_pb2.ListModelsResponse,
     ]
-    """Describes every version of every model in the repository, the failed ones included; of their
-    vocabularies not `tokens`, which may be large.
+    """Describes every version of every model in the repository, the failed ones included; without the
+    `tokens` of all vocabularies where the answer would have more than 3 MiB with them.
     """
 
     GetModel: grpc.aio.UnaryUnaryMultiCallable[
@@ -65,8 +65,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: unrolled.v1.model_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[unrolled.v1.model_pb2.ListModelsResponse, collections.abc.Awaitable[unrolled.v1.model_pb2.ListModelsResponse]]:
-        """Describes every version of every model in the repository, the failed ones included; of their
-        vocabularies not `tokens`, which may be large.
+        """Describes every version of every model in the repository, the failed ones included; without the
+        `tokens` of all vocabularies where the answer would have more than 3 MiB with them.
         """
 
     @abc.abstractmethod
