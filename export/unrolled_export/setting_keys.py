@@ -25,9 +25,9 @@ class Setting:
         return self.values[0].isupper()
 
     def is_of(self, key: str) -> bool:
-        """Whether it is the setting of this key."""
+        """Whether it is the setting of this key, be it for one part: `KEY.PART`."""
         fixed = self.key.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-        return key == fixed if fixed == self.key else key.startswith(fixed)
+        return key.partition(".")[0] == fixed if fixed == self.key else key.startswith(fixed)
 
 
 SETTINGS = (

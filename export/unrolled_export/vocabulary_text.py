@@ -28,13 +28,13 @@ def token_ids(text: str) -> list[tuple[str, int]] | None:
 
 def token_lines(text: str, path: Path, size: int | None) -> tuple[str, ...]:
     """The lines, in which backslash and n, t or r stand for the character that they escape; of a
-    text of just `size` different characters these, unless it has as many lines.
+    text of just `size` different characters these.
 
     Raises VocabularyError where most lines are tables' rows: nobody writes tokens like this.
     """
-    lines = _split(text)
-    if len(lines) != size and (characters := _characters(text, size)):
+    if characters := _characters(text, size):
         return characters
+    lines = _split(text)
     _check_is_no_table(lines, path)
     return tuple(map(_unescaped, lines))
 

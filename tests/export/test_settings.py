@@ -43,6 +43,7 @@ def test_a_key_that_no_page_lists_is_never_asked_for(key: str) -> None:
 
 def test_nor_is_a_choice() -> None:
     Settings().choice("nonlinearity", ("tanh", "relu"))
+    Settings().choice("head_activation.fc1", ("tanh", "relu"))
     Settings().choice("after_batch_normalization_1", ("lstm_1", "lstm_2"))
     with pytest.raises(LookupError, match="nonlinearity with tanh, elu"):
         Settings().choice("nonlinearity", ("tanh", "elu"))

@@ -69,6 +69,7 @@ def counted(separator: str) -> str:
         (counted("\t"), r"line 1: '<unk>\t1000' has white space in it"),
         (counted(","), "line 1: '<unk>,1000' has two columns"),
         ("token,count\n" + counted(","), "line 2: '<unk>,1000' has two columns"),
+        ("token\tid\n" + columns(WORDS), "has white space in it"),
         (columns(WORDS, separator=" "), "has white space in it"),
         (columns(WORDS, 2), "has white space in it"),
         (columns((*WORDS[:-1], "")), "is empty"),
