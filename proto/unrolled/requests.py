@@ -5,7 +5,7 @@ All raise TypeError or ValueError, naming the option, for what the request canno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TypedDict
 
@@ -250,4 +250,7 @@ def _told(option: str, told: Prompt | None) -> tuple[str | None, TokenIds | None
 def _stops(stop: str | Sequence[str] | None) -> Sequence[str]:
     if stop is None:
         return ()
-    return (stop,) if isinstance(stop, str) else tuple(stop)
+    if isinstance(stop, Iterator):
+        # It could be read but once, and a misfit in it not be named.
+        return tuple(stop)
+    return (stop,) if isinstance(stop, str) else stop

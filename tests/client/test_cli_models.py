@@ -56,13 +56,14 @@ def test_one_model_is_asked_for_by_name(fake: FakeService) -> None:
     assert fake.received == [GetModelRequest(name="wide/12")]
 
 
-def test_only_a_model_asked_for_by_name_has_its_tokens(server: RunningServer) -> None:
+def test_a_model_is_shown_by_its_name(server: RunningServer) -> None:
     listed = run("models", "--json", "--server", server.address)
     named = run("models", "lstm", "--json", "--server", server.address)
 
-    models = [json.loads(line) for line in listed.stdout.splitlines()]
-    assert [model["vocabulary"]["tokens"] for model in models] == [[]] * 3
+    models = {model["name"]: model for model in map(json.loads, listed.stdout.splitlines())}
+    assert set(models) == {"gru", "lstm", "rnn"}
     (model,) = [json.loads(line) for line in named.stdout.splitlines()]
+    assert model == models["lstm"]
     assert len(model["vocabulary"]["tokens"]) == model["vocabulary"]["size"] > 0
 
 

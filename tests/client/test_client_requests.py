@@ -121,6 +121,7 @@ MISFITS: list[tuple[Callable[[Any], object], type[Exception], str]] = [
     (lambda c: c.complete("a", top_p=10**400), ValueError, "top_p: a floating-point number, not"),
     (lambda c: c.complete("a", stop=b"a"), TypeError, "stop: text, not b'a'"),
     (lambda c: c.complete("a", stop=["a", 5]), TypeError, r"stop\[1\]: text, not 5"),
+    (lambda c: c.complete("a", stop=iter(["a", 5])), TypeError, r"stop\[1\]: text, not 5"),
     (lambda c: c.complete("a", request_id=7), TypeError, "request_id: text, not 7"),
     (lambda c: c.complete("a", model=5), TypeError, "model: text, not 5"),
     (lambda c: c.complete("a\ud800"), ValueError, "prompt: .* position 1: surrogates"),

@@ -31,7 +31,7 @@ def add_to(
     parser.add_argument(
         "--json",
         action="store_true",
-        help=f"{json_help('each model')}; of MODEL with its vocabulary's tokens",
+        help=f"{json_help('each model')}; long lists have no vocabularies' tokens, MODEL has",
     )
 
 
