@@ -13,8 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from unrolled_server.checkpoint_parts import checkpoint, state_of, tokens_of
 from unrolled_server.types import Checkpoint, Place
 
 MAX_CHECKPOINTS = 16
@@ -26,8 +25,6 @@ UNDO, NO_UNDO = b"\1", b"\0"
 HEADER = struct.Struct("<BBIQQii")
 """Bytes of the id, of the partial character and of the state; era; position; pending and
 previous token."""
-NONE = -1
-"""Stands for a token that there is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +85,14 @@ def decode(record: bytes) -> Marks:
 
 def _packed(mark: Mark) -> bytes:
     past, id_ = mark.past, mark.id.encode()
-    state = b"" if past.state is None else past.state.astype("<f4", copy=False).tobytes()
+    state = state_of(past)
     header = HEADER.pack(
         len(id_),
         len(past.partial),
         len(state),
         mark.era,
         past.position,
-        NONE if past.pending is None else past.pending,
-        NONE if past.previous is None else past.previous,
+        *tokens_of(past),
     )
     return b"".join((header, id_, past.partial, state))
 
@@ -105,16 +101,10 @@ def _marks(record: bytes) -> Iterator[Mark]:
     start = 1
     while start < len(record):
         header = HEADER.unpack_from(record, start)
-        id_bytes, partial_bytes, state_bytes, era, position, pending, previous = header
+        id_bytes, partial_bytes, state_bytes, era, position, *tokens = header
         partial_at = start + HEADER.size + id_bytes
         state_at = partial_at + partial_bytes
         id_ = record[start + HEADER.size : partial_at].decode()
         start = state_at + state_bytes
-        past = Checkpoint(
-            np.frombuffer(record[state_at:start], "<f4") if state_bytes else None,
-            None if pending == NONE else pending,
-            position,
-            record[partial_at:state_at],
-            None if previous == NONE else previous,
-        )
+        past = checkpoint(record[state_at:start], tokens, position, record[partial_at:state_at])
         yield Mark(id_, era, past)

@@ -17,8 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-import numpy as np
-
+from unrolled_server.checkpoint_parts import checkpoint, state_of, tokens_of
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
 from unrolled_server.types import Checkpoint, Place
 
@@ -32,8 +31,6 @@ LENGTH = struct.Struct("<H")
 POSITION = struct.Struct("<Q")
 BODY = struct.Struct("<iiHII")
 """Pending and previous token; bytes of the partial character, the answers and the marks."""
-NONE = -1
-"""Stands for a token that there is not."""
 
 
 class RecordDamaged(Exception):
@@ -99,14 +96,12 @@ def encode(record: SessionRecord) -> tuple[bytes, bytes]:
     """The record's facts and body."""
     past = record.past
     head = BODY.pack(
-        NONE if past.pending is None else past.pending,
-        NONE if past.previous is None else past.previous,
+        *tokens_of(past),
         len(past.partial),
         len(record.answers),
         len(record.marks),
     )
-    state = b"" if past.state is None else past.state.astype("<f4", copy=False).tobytes()
-    body = b"".join((head, past.partial, record.answers, record.marks, state))
+    body = b"".join((head, past.partial, record.answers, record.marks, state_of(past)))
     return _facts(record.facts, _digest(body)), body
 
 
@@ -115,18 +110,11 @@ def decode(facts: bytes, body: bytes) -> SessionRecord:
     known, digest = _read(facts)
     if _digest(body) != digest:
         raise RecordDamaged("the body is not what its digest says")
-    pending, previous, partial_bytes, answers_bytes, marks_bytes = BODY.unpack_from(body)
+    *tokens, partial_bytes, answers_bytes, marks_bytes = BODY.unpack_from(body)
     answers_at = BODY.size + partial_bytes
     marks_at = answers_at + answers_bytes
     state_at = marks_at + marks_bytes
-    state = np.frombuffer(body[state_at:], "<f4").astype(np.float32)
-    past = Checkpoint(
-        state if state.size else None,
-        None if pending == NONE else pending,
-        known.position,
-        body[BODY.size : answers_at],
-        None if previous == NONE else previous,
-    )
+    past = checkpoint(body[state_at:], tokens, known.position, body[BODY.size : answers_at])
     return SessionRecord(known, past, body[answers_at:marks_at], body[marks_at:state_at])
 
 

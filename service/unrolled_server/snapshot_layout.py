@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-import numpy as np
-
+from unrolled_server.checkpoint_parts import checkpoint, state_of, tokens_of
 from unrolled_server.types import Checkpoint
 
 FORMAT = b"unrolled snapshot 1\n"
@@ -18,8 +17,6 @@ FORMAT = b"unrolled snapshot 1\n"
 FACTS = struct.Struct("<32sdQqii")
 """Fingerprint; expiry; seed; position; pending and previous token."""
 LENGTH = struct.Struct("<H")
-NONE = -1
-"""Stands for a token that there is not."""
 MAX_FACTS_BYTES = 1000
 """All but the state, at most: a model's name is the name of a folder."""
 
@@ -51,29 +48,20 @@ def encode(snapshot: Snapshot) -> bytes:
         snapshot.expires,
         snapshot.seed,
         past.position,
-        NONE if past.pending is None else past.pending,
-        NONE if past.previous is None else past.previous,
+        *tokens_of(past),
     )
     texts = (snapshot.tenant.encode(), snapshot.model.encode(), past.partial)
-    state = b"" if past.state is None else past.state.astype("<f4").tobytes()
-    return facts + b"".join(LENGTH.pack(len(text)) + text for text in texts) + state
+    return facts + b"".join(LENGTH.pack(len(text)) + text for text in texts) + state_of(past)
 
 
 def decode(body: bytes) -> Snapshot:
     """The snapshot with these bytes; its values are not checked. Raises LayoutError."""
     try:
-        fingerprint, expires, seed, position, pending, previous = FACTS.unpack_from(body)
+        fingerprint, expires, seed, position, *tokens = FACTS.unpack_from(body)
         tenant, at = _text(body, FACTS.size)
         model, at = _text(body, at)
         partial, at = _text(body, at)
-        numbers = np.frombuffer(body[at:], "<f4").astype(np.float32)
-        past = Checkpoint(
-            numbers if numbers.size else None,
-            None if pending == NONE else pending,
-            position,
-            partial,
-            None if previous == NONE else previous,
-        )
+        past = checkpoint(body[at:], tokens, position, partial)
         return Snapshot(tenant.decode(), model.decode(), fingerprint.hex(), expires, seed, past)
     except (struct.error, ValueError) as error:
         raise LayoutError from error
