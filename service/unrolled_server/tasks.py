@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from unrolled_server.answer_size import check_answer_size
+from unrolled_server.encoding import LONG, Encoder
 from unrolled_server.errors import InvalidField, NothingToContinue, UnknownText
 from unrolled_server.models import ServedModel
 from unrolled_server.prefix_cache import PrefixCache
@@ -27,16 +30,39 @@ class TurnLimits:
     """Turns of one model that are under way or wait."""
 
 
+class LongText(Exception):
+    """A long text is to be encoded, by `Draft.encode`, before its tokens can be asked for."""
+
+    def __init__(self, text: str, model: ServedModel, previous: int | None) -> None:
+        super().__init__(f"{len(text)} characters")
+        self.text = text
+        self.model = model
+        self.previous = previous
+        """The newest token that precedes the text, as in Vocabulary.encode."""
+
+
 class Draft:
-    """A request that becomes a task where a model and a place to start from are known."""
+    """A request that becomes a task where a model and a place to start from are known.
+
+    Its tokens are found once for each place that it is tried at.
+    """
 
     def __init__(self, request: TurnRequest, limits: TurnLimits) -> None:
         self.request = request
         self._limits = limits
+        self._place: tuple[ServedModel, int | None] | None = None
+        self._tokens = np.zeros(0, np.int32)
+        """What is told at `_place`."""
 
     def check(self, model: ServedModel, start: Checkpoint) -> None:
         """Raises what `task` would."""
         self._amounts(model, start)
+
+    async def encode(self, long: LongText, encoder: Encoder) -> None:
+        """Find the tokens of a long text. Raises UnknownText."""
+        with _in_field(self.request.field):
+            tokens = await encoder.encode(long.model.vocabulary, long.text, long.previous)
+        self._place, self._tokens = (long.model, long.previous), tokens
 
     def task(
         self,
@@ -45,7 +71,10 @@ class Draft:
         start: Checkpoint,
         prefixes: PrefixCache,
     ) -> Task:
-        """The task, on a session or none. Raises InvalidField, UnknownText, NothingToContinue."""
+        """The task, on a session or none.
+
+        Raises InvalidField, UnknownText, NothingToContinue, LongText.
+        """
         request = self.request
         told, max_tokens = self._amounts(model, start)
         return Task(
@@ -79,6 +108,12 @@ class Draft:
         return asked
 
     def _told(self, model: ServedModel, previous: int | None) -> Tokens:
+        if self._place != (model, previous):
+            tokens = self._found(model, previous)
+            self._place, self._tokens = (model, previous), tokens
+        return self._tokens
+
+    def _found(self, model: ServedModel, previous: int | None) -> Tokens:
         tell, field = self.request.tell, self.request.field
         if tell is None:
             return np.zeros(0, np.int32)
@@ -87,7 +122,10 @@ class Draft:
             size = len(tell.encode(errors="surrogatepass"))
             if size > limit:
                 raise InvalidField(field, f"{size} bytes are over the limit {limit}")
-            return _encoded(tell, field, model, previous)
+            if len(tell) >= LONG:
+                raise LongText(tell, model, previous)
+            with _in_field(field):
+                return model.vocabulary.encode(tell, previous)
         if len(tell) > limit:
             raise InvalidField(field, f"{len(tell)} tokens are over the limit {limit}")
         return _known(np.fromiter(tell, np.int32, len(tell)), field, model)
@@ -116,8 +154,10 @@ def _known(tokens: Tokens, field: str, model: ServedModel) -> Tokens:
     return tokens
 
 
-def _encoded(text: str, field: str, model: ServedModel, previous: int | None) -> Tokens:
+@contextmanager
+def _in_field(field: str) -> Iterator[None]:
+    """Raises UnknownText where that field's text is not the vocabulary's."""
     try:
-        return model.vocabulary.encode(text, previous)
+        yield
     except UnknownSymbol as error:
         raise UnknownText(field, error.offset, error.text) from error

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from unrolled_server.active_turn import ActiveTurn, Record, TurnsUnderWay
 from unrolled_server.answers import Answer
+from unrolled_server.encoding import Encoder
 from unrolled_server.errors import Draining, InvalidField, Overloaded, SessionBusy
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check, SessionKeeper, check_position
 from unrolled_server.store import Claim
-from unrolled_server.tasks import Draft, TurnLimits
+from unrolled_server.tasks import Draft, LongText, TurnLimits
+from unrolled_server.turn import Task
 from unrolled_server.turn_times import TurnWatcher
 from unrolled_server.types import Checkpoint, TurnRequest
 
@@ -40,6 +43,9 @@ class Turns:
         self.sessions = sessions
         self._limits = limits
         self._under_way = TurnsUnderWay(watchers)
+        self._encoder = Encoder()
+        self._encoding: Counter[ServedModel] = Counter()
+        """Turns whose texts are being encoded, or wait for that."""
         self.prefixes = prefixes
         self.draining = asyncio.Event()
         """Set once no more turns are taken."""
@@ -79,14 +85,32 @@ class Turns:
         if self.draining.is_set():
             raise Draining
         draft = Draft(request, self._limits)
-        model, session = await self._resolve(draft)
-        self._check_room(model)
-        start = FRESH if session is None else self.sessions.memory.checkpoint(session)
-        task = draft.task(model, session, start, self.prefixes)
+        while True:
+            try:
+                model, session, task = await self._made(draft)
+                break
+            except LongText as error:
+                long = error
+            # Nothing is held meanwhile: the session may have moved when the tokens are there.
+            await self._encode(draft, long)
         reads_only, sessions = request.reads_only, self.sessions
         return ActiveTurn(
             self._under_way, sessions, model, session, task, reads_only, record, begun
         )
+
+    async def _made(self, draft: Draft) -> tuple[ServedModel, Session | None, Task]:
+        """The task, and what it is of. Raises LongText."""
+        model, session = await self._resolve(draft)
+        self._check_room(model)
+        start = FRESH if session is None else self.sessions.memory.checkpoint(session)
+        return model, session, draft.task(model, session, start, self.prefixes)
+
+    async def _encode(self, draft: Draft, long: LongText) -> None:
+        self._encoding[long.model] += 1
+        try:
+            await draft.encode(long, self._encoder)
+        finally:
+            self._encoding[long.model] -= 1
 
     async def _resolve(self, draft: Draft) -> tuple[ServedModel, Session | None]:
         request = draft.request
@@ -128,7 +152,7 @@ class Turns:
         if self.draining.is_set():
             # Nobody waits for turns that begin now.
             raise Draining
-        if self._under_way.of_model(model) >= self._limits.turns_per_model:
+        if self._under_way.of_model(model) + self._encoding[model] >= self._limits.turns_per_model:
             raise Overloaded(self._limits.turns_per_model)
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.turns import text_in_turns
 from unrolled_server.listed_vocabularies import ByteVocabulary, GroupVocabulary, WordVocabulary
@@ -43,17 +43,25 @@ def test_groups_become_their_places(symbols: list[str]) -> None:
 
 
 @given(
-    tokens=st.lists(st.text("abé", min_size=1, max_size=3), unique=True, min_size=1, max_size=8),
-    text=st.text("abé", max_size=20),
+    tokens=st.lists(st.text("abé𝄞", min_size=1, max_size=4), unique=True, min_size=1, max_size=8),
+    text=st.text("abé𝄞\ud800", max_size=20),
 )
 @example(tokens=["a", "ab", "abéb"], text="abéa")
+@example(tokens=["ab", "abé", "é"], text="abéab")
 def test_the_longest_group_is_taken(tokens: list[str], text: str) -> None:
     """As a regular expression takes the first of its alternatives that matches."""
     alternatives = sorted(tokens, key=len, reverse=True)
-    found = re.findall("|".join(map(re.escape, alternatives)) + "|(.)", text)
-    assume(not any(found))
-    matched = [match[0] for match in re.finditer("|".join(map(re.escape, alternatives)), text)]
-    assert groups(tokens).encode(text).tolist() == [tokens.index(token) for token in matched]
+    known = "|".join(map(re.escape, alternatives))
+    matches = list(re.finditer(f"{known}|.", text))
+    expected = [tokens.index(match[0]) if match[0] in tokens else 0 for match in matches]
+    assert groups(tokens, 0).encode(text).tolist() == expected
+    unknown = next((match for match in matches if match[0] not in tokens), None)
+    if unknown is None:
+        assert groups(tokens).encode(text).tolist() == expected
+        return
+    with pytest.raises(UnknownSymbol) as caught:
+        groups(tokens).encode(text)
+    assert (caught.value.offset, caught.value.text) == (unknown.start(), unknown[0])
 
 
 def test_what_no_group_begins_with() -> None:
