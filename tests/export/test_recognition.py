@@ -743,21 +743,24 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], list[str], list[str]]] = {
         ["norm_epsilon=1e-5"],
         [
             "embed and rnn (else --set input_activation=relu)",
-            "rnn and norm",
+            "rnn and norm (else --set head_activation.rnn=relu)",
             "norm and fc (else --set head_activation=relu)",
         ],
     ),
     "a norm before": (
         lambda: usual(norm=nn.LayerNorm(E)),
         ["norm_epsilon=1e-5", "input_activation=linear", "head_activation=linear"],
-        ["norm and rnn"],
+        ["norm and rnn (else --set input_activation.norm=relu)"],
     ),
     "a linear stage before": (
         lambda: model(
             embed=nn.Embedding(V, E), mix=nn.Linear(E, 5), rnn=nn.LSTM(5, H), fc=nn.Linear(H, V)
         ),
         ["input_activation=relu"],
-        ["embed and mix", "rnn and fc (else --set head_activation=relu)"],
+        [
+            "embed and mix (else --set input_activation.embed=relu)",
+            "rnn and fc (else --set head_activation=relu)",
+        ],
     ),
     "two modules": (
         lambda: model(
@@ -767,6 +770,11 @@ UNSEEN: dict[str, tuple[Callable[[], nn.Module], list[str], list[str]]] = {
         ),
         ["input_activation=linear", "head_activation=linear"],
         ["the recurrent modules"],
+    ),
+    "what settings of parts tell": (
+        lambda: usual(norm=nn.LayerNorm(H)),
+        ["norm_epsilon=1e-5", "input_activation.embed=relu", "head_activation.rnn=linear"],
+        ["norm and fc (else --set head_activation=relu)"],
     ),
     "one-hot input": (
         lambda: model(rnn=nn.LSTM(V, H), fc=nn.Linear(H, V)),

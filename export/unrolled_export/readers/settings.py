@@ -59,6 +59,11 @@ class Settings:
             raise SettingError(f"--set {key}={value}: not a positive number")
         return number
 
+    def key_for(self, key: str, part: str) -> str:
+        """`KEY.PART` where that is set, for one part of a network, else `KEY`, for all."""
+        own = f"{key}.{part}"
+        return key if self.text(own) is None else own
+
     def check_all_used(self) -> None:
         """Raise SettingError for a key that the reading never asked for."""
         unknown = sorted(self._values.keys() - self._asked)

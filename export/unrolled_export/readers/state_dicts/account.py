@@ -7,7 +7,6 @@ from itertools import pairwise
 
 from unrolled_export.network import Activation, Cell
 from unrolled_export.readers.pytorch_files.module_info import Modules
-from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.activations import Activations
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.initial_states import InitialStates
@@ -73,18 +72,16 @@ def assumed_of_parts(chain: Chain, modules: Modules) -> Iterator[str]:
             yield f"{part.name} is a layer norm"
 
 
-def assumed_unseen(chain: Chain, activations: Activations, settings: Settings) -> Iterator[str]:
+def assumed_unseen(chain: Chain, activations: Activations) -> Iterator[str]:
     """What tensors alone cannot show, where no question has settled it."""
     first, last = chain.recurrent[0], chain.recurrent[-1]
     before = [*_embedding(chain), *chain.before, first]
     for part, following in (*pairwise(before), *pairwise((last, *chain.after, chain.ends.head))):
         is_asked_about = isinstance(part, Matrix) and part is not chain.ends.embedding
-        key = activations.told_by.get(part.name)
-        is_told = key is not None and settings.text(key) is not None
+        key = activations.untold.get(part.name)
         name = _end_name(chain, following)
-        if not (is_asked_about or is_told or are_neighbours(part.name, name)):
-            otherwise = "" if key is None else f" (else --set {key}=relu)"
-            yield f"{_NOTHING} between {_part_name(part)} and {name}{otherwise}"
+        if key is not None and not (is_asked_about or are_neighbours(part.name, name)):
+            yield f"{_NOTHING} between {_part_name(part)} and {name} (else --set {key}=relu)"
     if first is not last:
         yield f"{_NOTHING} between the recurrent modules"
 

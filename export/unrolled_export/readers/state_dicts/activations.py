@@ -7,7 +7,7 @@ to tell; what one published family alone does is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +17,7 @@ from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.numbering import are_neighbours, is_place_empty
 from unrolled_export.readers.state_dicts.parts import Matrix, Norm, module_of
+from unrolled_export.readers.state_dicts.told_activations import ToldActivations, unknown_after
 from unrolled_export.readers.tensors import Tensors
 
 _SERVED = {"ReLU": Activation.RELU, "Tanh": Activation.TANH, "Sigmoid": Activation.SIGMOID}
@@ -63,12 +64,15 @@ class Activations:
     after: dict[str, Activation]
     at_head: Activation
     """What is applied to the input of the head, beside that."""
-    told_by: dict[str, str]
-    """By a part's name, the setting that tells what is applied to its output."""
+    untold: dict[str, str]
+    """By a part's name, the setting that would tell what is applied to its output, where neither
+    the user nor the model has."""
+    is_told: bool
+    """Whether the user has told any."""
     assumptions: tuple[str, ...]
 
 
-NO_ACTIVATIONS = Activations({}, Activation.LINEAR, {}, ())
+NO_ACTIVATIONS = Activations({}, Activation.LINEAR, {}, False, ())
 
 
 def find_activations(
@@ -78,42 +82,63 @@ def find_activations(
 
     Settings: `head_activation` after linear stages behind the recurrent layers, or without any
     before the head; `input_activation` after linear stages before the recurrent layers, or
-    without any after the embedding. Raises CheckpointError and SettingNeeded.
+    without any after the embedding. `head_activation.PART` and `input_activation.PART` tell it of
+    one part alone. Raises CheckpointError and SettingNeeded.
     """
     _check_normalised(tensors, chain, modules)
     placed, unclear = _placed(tensors, chain, modules)
     known = placed.keys() | _known_linear(chain, modules)
     before = [part.name for part in _matrices(chain.before) if part.name not in known]
     after = [part.name for part in _matrices(chain.after) if part.name not in known]
+    path, first, last = _path_names(chain)[:-1], chain.recurrent[0].name, chain.recurrent[-1].name
+    ahead, behind = path[: path.index(first)], path[path.index(last) :]
+    embedding = [] if chain.ends.embedding is None else ahead[:1]
+    stages = before or [name for name in embedding if name not in placed]
+    inputs = _told(tensors, settings, "input_activation", stages, ahead, known)
+    heads = _told(tensors, settings, "head_activation", after or behind[-1:], behind, known)
     conventions = _conventions(settings, after, unclear)
     gap = None if modules else _behind_empty_place(chain, after)
     if unclear:
-        _need(tensors, settings, "head_activation", *_unclear_question(unclear))
+        heads.need(*_unclear_question(unclear))
     elif gap is not None:
-        problem = f"by its number {gap} stands behind a module without weights"
-        _need(tensors, settings, "head_activation", problem, _LIKELY)
+        heads.need(f"by its number {gap} stands behind a module without weights", _LIKELY)
     elif len(conventions) < len(after):
-        _need(tensors, settings, "head_activation", _following(after), _POSSIBLE)
+        heads.need(unknown_after(after), _POSSIBLE)
     if before:
-        _need(tensors, settings, "input_activation", _following(before), _POSSIBLE)
-    if not before and chain.ends.embedding is not None:
-        before = [chain.ends.embedding.name]
-    at_head = _chosen(settings, "head_activation")
-    at_input = dict.fromkeys(before, _chosen(settings, "input_activation"))
-    before_head = after or [chain.parts[-1].name]
-    return Activations(
-        {**at_input, **dict.fromkeys(after, at_head), **placed},
-        Activation.LINEAR if after else at_head,
-        dict.fromkeys(before, "input_activation") | dict.fromkeys(before_head, "head_activation"),
-        (
-            *(f"no activation after {name}, as in {family}" for name, family in conventions),
-            *(f"{path} ({kind}) is applied nowhere else" for path, kind in unclear.items()),
-        ),
+        inputs.need(unknown_after(before), _POSSIBLE)
+    assumptions = (
+        *(f"no activation after {name}, as in {family}" for name, family in conventions),
+        *(f"{path} ({kind}) is applied nowhere else" for path, kind in unclear.items()),
     )
+    return _activations(inputs, heads, placed, None if after else behind[-1], assumptions)
 
 
-def _chosen(settings: Settings, key: str) -> Activation:
-    return Activation(settings.choice(key, tuple(Activation)) or Activation.LINEAR)
+def _told(
+    tensors: Tensors,
+    settings: Settings,
+    key: str,
+    stages: Sequence[str],
+    parts: Sequence[str],
+    known: Collection[str],
+) -> ToldActivations:
+    open_ = [part for part in parts if part in stages or part not in known]
+    return ToldActivations(tensors, settings, key, stages, open_)
+
+
+def _activations(
+    inputs: ToldActivations,
+    heads: ToldActivations,
+    placed: Mapping[str, Activation],
+    last: str | None,
+    assumptions: tuple[str, ...],
+) -> Activations:
+    """What was told and what modules are; `last` is the part whose output the head reads, where
+    what is told of it is beside an activation that is a module."""
+    at_inputs, at_heads = inputs.chosen(), heads.chosen()
+    is_told = bool(at_inputs or at_heads)
+    at_head = Activation.LINEAR if last is None else at_heads.pop(last, Activation.LINEAR)
+    after = {**at_inputs, **at_heads, **placed}
+    return Activations(after, at_head, inputs.untold() | heads.untold(), is_told, assumptions)
 
 
 def _conventions(
@@ -121,22 +146,18 @@ def _conventions(
 ) -> list[tuple[str, str]]:
     """Linear stages whose name tells that no activation follows, and the family that it is of;
     none where the user or a module of the model has something to say about it."""
-    if unclear or settings.text("head_activation") is not None:
+    if unclear:
         return []
     families = [(name, _LINEAR_NAMES.get(name.rpartition(".")[2])) for name in names]
-    return [(name, family) for name, family in families if family is not None]
+    return [
+        (name, family)
+        for name, family in families
+        if family is not None and settings.text(settings.key_for("head_activation", name)) is None
+    ]
 
 
 def _matrices(parts: Sequence[object]) -> list[Matrix]:
     return [part for part in parts if isinstance(part, Matrix)]
-
-
-def _need(
-    tensors: Tensors, settings: Settings, key: str, problem: str, choices: Sequence[Activation]
-) -> None:
-    """Raise SettingNeeded where `key` is not set."""
-    if settings.choice(key, tuple(Activation)) is None:
-        raise tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
 
 
 def _behind_empty_place(chain: Chain, stages: Sequence[str]) -> str | None:
@@ -148,11 +169,6 @@ def _behind_empty_place(chain: Chain, stages: Sequence[str]) -> str | None:
         if is_asked_for and is_place_empty(following, order):
             return following
     return None
-
-
-def _following(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"an activation may follow {names[0]}{more}"
 
 
 def _unclear_question(unclear: dict[str, str]) -> tuple[str, tuple[Activation, ...]]:

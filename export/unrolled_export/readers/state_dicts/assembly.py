@@ -51,8 +51,9 @@ class Assembly:
     def network(self, cell: Cell) -> Network:
         """Take every other tensor of the chain.
 
-        Setting: `norm_epsilon`, where no pickled model tells it. Raises CheckpointError,
-        SettingNeeded, and SettingError where the setting is not what the pickled model tells.
+        Settings: `norm_epsilon`, and `norm_epsilon.NORM` for one, where no pickled model tells it.
+        Raises CheckpointError, SettingNeeded, and SettingError where a setting is not what the
+        pickled model tells.
         """
         head = self._dense(self._chain.ends.head, self._chain.head_bias)
         embedding = self._embedding()
@@ -138,12 +139,11 @@ class Assembly:
     def _epsilon(self, norm: Norm) -> float:
         module = self._modules.get(norm.name)
         said = None if module is None else module.attributes.get("eps")
-        epsilon = self._settings.number("norm_epsilon")
+        key = self._settings.key_for("norm_epsilon", norm.name)
+        epsilon = self._settings.number(key)
         if isinstance(said, float) and 0 < said < 1:
             if epsilon not in (None, said):
-                raise SettingError(
-                    f"--set norm_epsilon={epsilon:g}: module {norm.name} has eps={said:g}"
-                )
+                raise SettingError(f"--set {key}={epsilon:g}: module {norm.name} has eps={said:g}")
             return said
         if epsilon is None:
             raise self._tensors.unsettled(

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from unrolled_export.network import Activation, Cell, Dense, Network
 from unrolled_export.readers.pytorch_files.module_info import Modules
-from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.activations import Activations
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.hints import CELL_KEYS, PLAIN_CELL, Hints
@@ -106,13 +105,11 @@ def check_claims(
     chain: Chain,
     network: Network,
     activations: Activations,
-    settings: Settings,
     modules: Modules,
     hints: Hints,
 ) -> None:
     """Raise CheckpointError for a claim that contradicts the network or goes beyond it, and
     SettingNeeded for an activation of which nothing tells the place."""
-    has_told = any(settings.text(f"{place}_activation") for place in ("head", "input"))
     applied = {*activations.after.values(), activations.at_head}
     if network.cell is Cell.RNN_RELU:
         applied.add(Activation.RELU)
@@ -120,7 +117,7 @@ def check_claims(
         _check_size(tensors, claim, chain, network)
         _check_norm(tensors, claim, chain)
         _check_cell(tensors, claim, network.cell)
-        if not has_told:
+        if not activations.is_told:
             _check_activation(tensors, claim, applied)
 
 

@@ -82,8 +82,9 @@ def read_state_dict(
 
     `cell` is what the checkpoint says of itself, if it does; `modules` are those of a pickled
     model, `hints` plain values found beside the tensors. Settings: `ignore`, `nonlinearity`,
-    `input`, `head`, `norm`, `order`, `norm_epsilon`, `head_activation`, `input_activation`, each
-    where it is needed. Raises CheckpointError, SettingNeeded or SettingError.
+    `input`, `head`, `norm`, `order`, `norm_epsilon`, `head_activation`, `input_activation` (of one
+    part alone with its name, as in `norm_epsilon.ln`), each where it is needed. Raises
+    CheckpointError, SettingNeeded or SettingError.
     """
     ignored = ignored_names(tensors, settings)
     if ignored:
@@ -120,7 +121,7 @@ def _read(
         network = assembly.network(cell)
     if not all(np.isfinite(array).all() for _, array in network.arrays()):
         raise tensors.error("weights that leave the range of float32 where they are folded")
-    check_claims(tensors, chain, network, activations, settings, modules, hints)
+    check_claims(tensors, chain, network, activations, modules, hints)
     network = replace(network, initial=fitted_initial(tensors, initial, network.states))
     text = reading_text(tensors, chain, cell, activations, initial)
     tensors.check_all_taken(text)
@@ -129,7 +130,7 @@ def _read(
         *placing,
         *activations.assumptions,
         *assumed_of_parts(chain, modules),
-        *(() if is_all_told else assumed_unseen(chain, activations, settings)),
+        *(() if is_all_told else assumed_unseen(chain, activations)),
         *assumed_of_classes(chain, cell, modules),
     )
     return Reading(network, text, assumptions), chain

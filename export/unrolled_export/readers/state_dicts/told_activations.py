@@ -1,0 +1,60 @@
+"""The activations that the user tells, on either side of the recurrent layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unrolled_export.network import Activation
+from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class ToldActivations:
+    """Those of one side: after parts before the recurrent layers, or from the last of these on."""
+
+    tensors: Tensors
+    settings: Settings
+    key: str
+    """The setting for all of `stages`; with a dot and a name, for any one of `parts`."""
+    stages: Sequence[str]
+    parts: Sequence[str]
+    """All whose output an activation may be applied to."""
+
+    def need(self, problem: str, choices: Sequence[Activation]) -> None:
+        """Raise SettingNeeded where the activation after one of the stages is not told."""
+        open_ = [stage for stage in self.stages if self._told(stage) is None]
+        if not open_:
+            return
+        key = self.key
+        if len(open_) < len(self.stages):
+            # Once some are told by name, the others are asked for by name.
+            key, problem = f"{key}.{open_[0]}", unknown_after(open_)
+        raise self.tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
+
+    def chosen(self) -> dict[str, Activation]:
+        """By part, what was told."""
+        told = {part: self._told(part) for part in self.parts}
+        return {part: activation for part, activation in told.items() if activation is not None}
+
+    def untold(self) -> dict[str, str]:
+        """By part of which nothing was told, the setting that would."""
+        return {
+            part: self.key if part in self.stages else f"{self.key}.{part}"
+            for part in self.parts
+            if self._told(part) is None
+        }
+
+    def _told(self, part: str) -> Activation | None:
+        key = self.settings.key_for(self.key, part)
+        if key == self.key and part not in self.stages:
+            return None
+        told = self.settings.choice(key, tuple(Activation))
+        return None if told is None else Activation(told)
+
+
+def unknown_after(names: Sequence[str]) -> str:
+    """That an activation may follow them, in words."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"an activation may follow {names[0]}{more}"
