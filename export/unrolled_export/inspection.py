@@ -60,7 +60,7 @@ class _Inspection:
             settings = Settings(sets, allow_pickle=allowed)
             try:
                 checkpoint = read_network(self.path, settings)
-                return checkpoint, self._vocabulary(checkpoint, settings)
+                return self._with_vocabulary(checkpoint, settings)
             except PickleNeeded as error:
                 if allowed:
                     raise
@@ -71,12 +71,14 @@ class _Inspection:
                 self.left_open.append(error)
                 self.supposed.append(f"{error.key}={error.choices[0]}")
 
-    def _vocabulary(self, checkpoint: Checkpoint, settings: Settings) -> Vocabulary | None:
+    def _with_vocabulary(
+        self, checkpoint: Checkpoint, settings: Settings
+    ) -> tuple[Checkpoint, Vocabulary | None]:
         try:
             return read_tokens(checkpoint, settings, self.arguments)
         except VocabularyError as error:
             self.no_vocabulary = str(error)
-            return None
+            return checkpoint, None
 
     def missing(self) -> Iterator[Line]:
         """What the conversion has to be told."""

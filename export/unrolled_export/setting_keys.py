@@ -44,6 +44,13 @@ SETTINGS = (
         "one that is not spelled `<unk>` or the like",
     ),
     Setting(
+        "unused_rows",
+        ("drop",),
+        "weights without the rows of ids that no token has: the other tokens' probabilities then "
+        "add up to 1",
+        "fewer tokens than rows, where the number of rows was rounded up",
+    ),
+    Setting(
         "model",
         ("PLACE",),
         "the model, by its place in the file",

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unrolled_export.errors import CheckpointError, PickleNeeded, VocabularyError
+from unrolled_export.errors import (
+    CheckpointError,
+    ExportError,
+    PickleNeeded,
+    SettingError,
+    SettingNeeded,
+    VocabularyError,
+)
 from unrolled_export.listed_vocabulary import listed_vocabulary
 from unrolled_export.readers import Checkpoint, is_checkpoint
 from unrolled_export.tokenizer_files import TokenizerFile, tokenizer_vocabulary
+from unrolled_export.unused_rows import DROP, SETTING, may_be_unused
 from unrolled_export.vocabulary import Kind, Vocabulary
 from unrolled_export.vocabulary_files import read_vocabulary
 
@@ -25,13 +33,15 @@ def choose_vocabulary(
     *,
     kind: str | None,
     unknown: str | None,
+    drops_rows: bool,
     allow_pickle: bool,
 ) -> Vocabulary:
     """The vocabulary of `file`, else the checkpoint's own, else for bytes all of them.
 
     `start`, `end` and `unknown` name tokens; the first two fall back on the checkpoint's. Raises
     VocabularyError where there is no vocabulary, or none of the weights' size, and SettingNeeded
-    where only `kind`, one of KINDS, can tell what the tokens are.
+    where only `kind`, one of KINDS, can tell what the tokens are, or only `drops_rows` that the
+    weights' last rows stand for none.
     """
     size = checkpoint.network.vocabulary_size
     file = file or checkpoint.vocabulary_file
@@ -44,7 +54,11 @@ def choose_vocabulary(
     start = checkpoint.start_token if start is None else start
     end = end or checkpoint.end_tokens
     # The count first: of a wrong list, what its tokens are is no question.
-    _check_size(tokens, size, origin, checkpoint.files[0])
+    count = len(tokens.spellings if isinstance(tokens, TokenizerFile) else tokens)
+    if drops_rows and count == size:
+        raise SettingError(f"--set {SETTING}={DROP}: {origin} has as many tokens as the weights")
+    if count != size and not (drops_rows and 0 < count < size):
+        raise _wrong_size(tokens, size, origin, checkpoint.files[0])
     if isinstance(tokens, TokenizerFile):
         return tokenizer_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
     return listed_vocabulary(tokens, origin, start, end, kind=wanted, unknown=unknown)
@@ -59,15 +73,18 @@ def _read(file: Path, size: int, allow_pickle: bool) -> tuple[str, ...] | Tokeni
         raise
 
 
-def _check_size(
+def _wrong_size(
     tokens: Sequence[str] | TokenizerFile, size: int, origin: Path, weights: Path
-) -> None:
+) -> ExportError:
     spellings = tokens.spellings if isinstance(tokens, TokenizerFile) else tokens
-    if len(spellings) != size:
-        found = f"{len(spellings)} tokens"
-        if len(spellings) == 1:
-            found = f"1 token, of {len(spellings[0])} characters"
-        raise VocabularyError(f"{origin}: {found}, but the weights of {weights} have {size}")
+    found = f"{len(spellings)} tokens"
+    if len(spellings) == 1:
+        found = f"1 token, of {len(spellings[0])} characters"
+    problem = f"{found}, but the weights of {weights} have {size}"
+    if may_be_unused(len(spellings), size):
+        problem += f"; where ids from {len(spellings)} on are padding"
+        return SettingNeeded(origin, problem, SETTING, (DROP,))
+    return VocabularyError(f"{origin}: {problem}")
 
 
 def _own_tokens(checkpoint: Checkpoint, kind: Kind | None) -> tuple[str, ...]:

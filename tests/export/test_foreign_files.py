@@ -75,7 +75,7 @@ def test_archives_of_numpy(writer: Callable[..., None], tmp_path: Path, capsys: 
     )
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.filterwarnings("ignore:The tensor attributes", "ignore::DeprecationWarning")
 def test_a_program_of_torch_export(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "model.pt2"
     torch.export.save(torch.export.export(Model(), (torch.zeros(1, 3, dtype=torch.int64),)), path)
