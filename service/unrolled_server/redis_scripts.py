@@ -139,22 +139,45 @@ return 1
 """KEYS: session, the same put aside. ARGV: the facts that it was found with. Returns whether they
 were still there."""
 
-LEAVE = """
-local left = 0
-for _, id in ipairs(ARGV) do
-    local entry = redis.call('HGET', KEYS[2], id)
-    redis.call('ZREM', KEYS[1], id)
-    if entry then
-        local model, tenant = string.match(entry, '^([^\\n]*)\\n(.*)$')
-        redis.call('HDEL', KEYS[2], id)
-        redis.call('ZREM', 'unrolled:{index}:tenant:' .. tenant, id)
-        if redis.call('HINCRBY', KEYS[3], model, -1) <= 0 then
-            redis.call('HDEL', KEYS[3], model)
+_LEAVE = """
+local function leave(ids)
+    local left = 0
+    for _, id in ipairs(ids) do
+        local entry = redis.call('HGET', KEYS[2], id)
+        redis.call('ZREM', KEYS[1], id)
+        if entry then
+            local model, tenant = string.match(entry, '^([^\\n]*)\\n(.*)$')
+            redis.call('HDEL', KEYS[2], id)
+            redis.call('ZREM', 'unrolled:{index}:tenant:' .. tenant, id)
+            if redis.call('HINCRBY', KEYS[3], model, -1) <= 0 then
+                redis.call('HDEL', KEYS[3], model)
+            end
+            left = left + 1
         end
-        left = left + 1
     end
+    return left
 end
-return left
 """
+
+LEAVE = (
+    _LEAVE
+    + """
+return leave(ARGV)
+"""
+)
 """KEYS: ends, sessions, models. ARGV: IDs of sessions that have ended. Returns how many of them
 were in the indexes."""
+
+DISCARD = (
+    _LEAVE
+    + """
+local id, facts, epoch, used = unpack(ARGV)
+local found = redis.call('HMGET', KEYS[4], 'facts', 'epoch', 'used')
+if found[1] ~= facts or found[2] ~= epoch or found[3] ~= used then return 0 end
+redis.call('DEL', KEYS[4])
+leave({id})
+return 1
+"""
+)
+"""KEYS: ends, sessions, models, session. ARGV: ID; facts, epoch and used that the session was
+inserted with. Returns whether it was still so, and has ended."""

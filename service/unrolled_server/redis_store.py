@@ -60,7 +60,7 @@ class RedisStore:
 
         Raises StoreOpenError.
         """
-        self.timeout = timeout
+        self.timeout = self.lateness = timeout
         self._replicas = replicas
         self._link = RedisLink(url, timeout, tls)
         self._counts: dict[str, int] = {}
@@ -68,7 +68,7 @@ class RedisStore:
         self._look, self._insert = script(scripts.LOOK), script(scripts.INSERT)
         self._commit, self._use = script(scripts.COMMIT), script(scripts.USE)
         self._put_aside = script(scripts.PUT_ASIDE)
-        self._leave = script(scripts.LEAVE)
+        self._leave, self._discard = script(scripts.LEAVE), script(scripts.DISCARD)
 
     @property
     def stats(self) -> StoreStats:
@@ -150,6 +150,12 @@ class RedisStore:
             ended = await redis.delete(_key(id_), _damaged_key(id_))
         await self._drop_entries([id_])
         return bool(ended)
+
+    async def discard(self, id_: bytes, facts: bytes) -> bool:
+        """End a session that is as it was inserted with these facts; whether there was one."""
+        known = decode_facts(facts)
+        arguments: list[Argument] = [id_, facts, known.epoch, known.used]
+        return bool(await self._link.run(self._discard, [*INDEXES, _key(id_)], arguments))
 
     async def note_uses(self, uses: Mapping[bytes, float]) -> None:
         """Sessions were used, in seconds since the epoch; those that have ended are ignored."""

@@ -84,7 +84,7 @@ class SharedSessions(StoredSessions):
         over = await self._shared.over(now, CHUNK)
         ended = await self._shared.expire(over, now) if over else 0
         self.memory.ended["expired"] += ended
-        await self._end_unheard()
+        await self._end_unheard(now)
         return more_in_memory or ended >= CHUNK
 
     async def _check(self, name: str, id_: bytes, check: Check, limit: asyncio.Timeout) -> None:

@@ -146,6 +146,12 @@ def delete(db: apsw.Connection, changes: Changes, id_: bytes) -> bool:
     return db.changes() > 0
 
 
+def discard(db: apsw.Connection, changes: Changes, id_: bytes, facts: bytes) -> bool:
+    """End a session whose facts are still these; whether there was one."""
+    row = db.execute("SELECT facts FROM sessions WHERE id = ?", (id_,)).fetchone()
+    return row is not None and row[0] == facts and _remove(db, changes, id_)
+
+
 def note_uses(db: apsw.Connection, uses: Mapping[bytes, float]) -> None:
     """Sessions were used then; those that are not there are ignored."""
     for id_, used in uses.items():

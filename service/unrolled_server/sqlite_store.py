@@ -66,6 +66,8 @@ Result: TypeAlias = "tuple[asyncio.Future[Any], Any, Exception | None]"
 class SqliteStore:
     """A Store in one file. To be made in the event loop's thread, and used there."""
 
+    lateness = 0.0
+
     def __init__(
         self, path: Path, durability: Durability = Durability.FSYNC, vfs: str | None = None
     ) -> None:
@@ -118,6 +120,13 @@ class SqliteStore:
     async def delete(self, id_: bytes) -> bool:
         """End a session, readable or not; whether there was one."""
         ended: bool = await self._submit(lambda db, changes: sqlite_rows.delete(db, changes, id_))
+        return ended
+
+    async def discard(self, id_: bytes, facts: bytes) -> bool:
+        """End a session that is as it was inserted with these facts; whether there was one."""
+        ended: bool = await self._submit(
+            lambda db, changes: sqlite_rows.discard(db, changes, id_, facts)
+        )
         return ended
 
     async def note_uses(self, uses: Mapping[bytes, float]) -> None:

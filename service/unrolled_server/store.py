@@ -98,6 +98,9 @@ class Store(Protocol):
     Cancelling a call does not undo it.
     """
 
+    lateness: float
+    """Seconds for which an insertion that failed may still be carried out."""
+
     @property
     def durability(self) -> Durability:
         """What records outlive at least once they are written; receipts may say more."""
@@ -113,7 +116,7 @@ class Store(Protocol):
         """What it takes of its volume; None where that cannot be told. From any thread."""
 
     async def insert(self, record: SessionRecord) -> Receipt:
-        """Keep a new session. After StoreUnavailable it may be kept, but not later on."""
+        """Keep a new session. After StoreUnavailable it may be kept, or be so yet: `lateness`."""
 
     async def commit(self, record: SessionRecord) -> Receipt:
         """Replace a session's record by that after a turn. Raises SessionNotFound."""
@@ -123,6 +126,12 @@ class Store(Protocol):
 
     async def delete(self, id_: bytes) -> bool:
         """End a session, readable or not; whether there was one."""
+
+    async def discard(self, id_: bytes, facts: bytes) -> bool:
+        """End a session that is still as it was inserted; whether there was one.
+
+        That is with these facts, of `session_record.encode`, and neither claimed nor used since.
+        """
 
     async def note_uses(self, uses: Mapping[bytes, float]) -> None:
         """Sessions were used, in seconds since the epoch; those that have ended are ignored."""

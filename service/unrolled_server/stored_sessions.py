@@ -8,13 +8,14 @@ asked for. One server has the store to itself.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 
 from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.errors import (
@@ -23,18 +24,22 @@ from unrolled_server.errors import (
     ModelNotServed,
     ServerError,
     SessionNotFound,
+    StoreFull,
     StoreUnavailable,
 )
 from unrolled_server.failpoints import FailpointError, reach
+from unrolled_server.logs import log_event
 from unrolled_server.models import Models, ServedModel
 from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check, SessionKeeper
 from unrolled_server.session_names import ID_BYTES, KEY_BYTES, name_of, session_id
-from unrolled_server.session_record import SessionFacts, SessionRecord
+from unrolled_server.session_record import SessionFacts, SessionRecord, encode
 from unrolled_server.standing import Standing
 from unrolled_server.store import Claim, Receipt, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Checkpoint, Durability, SessionView
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 500
 """Sessions that are asked of the store at once, for a page or to end them."""
@@ -43,6 +48,16 @@ MAX_CHUNKS = 16
 MAX_UNHEARD = 10_000
 """Sessions to be ended that are remembered at once: a store that fails for long makes them many."""
 PAGE_TOKEN = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Unheard:
+    """A session that the store may have, though nobody was told its name."""
+
+    facts: bytes
+    """As they were to be inserted."""
+    due: float
+    """When it is known whether the store has it: in seconds since the epoch."""
 
 
 class StoredSessions(SessionKeeper):
@@ -70,8 +85,8 @@ class StoredSessions(SessionKeeper):
         """IDs of sessions that ended while somebody waits for their records."""
         self._inserts: set[asyncio.Future[Receipt]] = set()
         """Under way."""
-        self._unheard: dict[bytes, None] = {}
-        """IDs of sessions that the store may have and nobody was told of, the first ones first."""
+        self._unheard: dict[bytes, Unheard] = {}
+        """By ID, the first ones first."""
 
     @property
     def stats(self) -> StoreStats:
@@ -161,7 +176,7 @@ class StoredSessions(SessionKeeper):
         id_ = session_id(name)
         if id_ is None or not await self._is_there(name, id_):
             raise SessionNotFound(name)
-        ended = await asyncio.shield(asyncio.ensure_future(self._delete(name, id_)))
+        ended = await asyncio.shield(asyncio.ensure_future(self._delete(id_)))
         if not ended:
             raise SessionNotFound(name)
 
@@ -215,7 +230,7 @@ class StoredSessions(SessionKeeper):
         gone = [id_ for id_ in over if not self._is_wanted(id_)]
         ended = await self._store.expire(gone, now) if gone else 0
         self.memory.ended["expired"] += ended
-        await self._end_unheard()
+        await self._end_unheard(now)
         return more_in_memory or ended >= CHUNK
 
     def _is_wanted(self, id_: bytes) -> bool:
@@ -229,7 +244,8 @@ class StoredSessions(SessionKeeper):
             while self._inserts:
                 await asyncio.wait(self._inserts)
             await self._write_uses()
-            await self._end_unheard()
+            # Nobody waits for what may come late.
+            await self._end_unheard(math.inf)
         finally:
             await self._store.close()
 
@@ -237,7 +253,7 @@ class StoredSessions(SessionKeeper):
         """Store a new session, of which nobody knows yet; if that fails, there is none.
 
         Where the store has it nevertheless, or will have it, since the call was cancelled or the
-        store's answer was lost, it ends with the next expiry.
+        store's answer was lost, it ends with an expiry, unless somebody has found it meanwhile.
         """
         self.memory.hold(session, lambda: None)
         record = self.memory.record(session, self.memory.standing(session))
@@ -248,21 +264,35 @@ class StoredSessions(SessionKeeper):
             receipt = await asyncio.shield(insert)
         except BaseException:
             self.memory.drop(session.name)
-            insert.add_done_callback(lambda _: self._note_unheard(session.name))
+            insert.add_done_callback(lambda _: self._note_unheard(record, insert.exception()))
             raise
         if receipt.version is not None and not session.has_ended:
             self.memory.set_version(session, receipt.version)
         self.memory.release(session)
 
-    def _note_unheard(self, name: str) -> None:
+    def _note_unheard(self, record: SessionRecord, error: BaseException | None) -> None:
+        """Nobody was told of this session, whose insertion ended so."""
+        name = record.facts.name
         id_ = session_id(name)
-        if id_ is not None and len(self._unheard) < MAX_UNHEARD:
-            self._unheard[id_] = None
+        if id_ is None or isinstance(error, StoreFull):
+            return
+        if len(self._unheard) >= MAX_UNHEARD:
+            log_event(logger, logging.WARNING, "session_perhaps_left_in_store", session=name)
+            return
+        facts, _ = encode(record)
+        late = 0.0 if error is None else self._store.lateness
+        self._unheard[id_] = Unheard(facts, self._clock() + late)
 
-    async def _end_unheard(self) -> None:
-        """End sessions that nobody was told of. Raises StoreFull, StoreUnavailable: not all yet."""
-        for id_ in list(islice(self._unheard, CHUNK)):
-            await self._delete(name_of(id_), id_)
+    async def _end_unheard(self, now: float) -> None:
+        """End sessions that nobody knows of. Raises StoreFull, StoreUnavailable: not all yet.
+
+        Whoever lists sessions finds them too: those that anybody has used since are kept.
+        """
+        due = takewhile(lambda each: each[1].due <= now, self._unheard.items())
+        for id_, unheard in list(islice(due, CHUNK)):
+            if not self._is_wanted(id_) and await self._store.discard(id_, unheard.facts):
+                self._forget(id_)
+                self.memory.ended["deleted"] += 1
             self._unheard.pop(id_, None)
 
     async def _commit(self, session: Session, standing: Standing) -> Durability:
@@ -294,14 +324,18 @@ class StoredSessions(SessionKeeper):
             return True
         return record is not None and self._is_open(record.facts)
 
-    async def _delete(self, name: str, id_: bytes) -> bool:
+    async def _delete(self, id_: bytes) -> bool:
         ended = await self._store.delete(id_)
-        if id_[-KEY_BYTES:] in self.memory.awaited:
-            self._deleted.add(id_)
-        self.memory.drop(name)
-        self._uses.pop(id_, None)
+        self._forget(id_)
         self.memory.ended["deleted"] += ended
         return ended
+
+    def _forget(self, id_: bytes) -> None:
+        """Let go of what there is here of a session that the store has no longer."""
+        if id_[-KEY_BYTES:] in self.memory.awaited:
+            self._deleted.add(id_)
+        self.memory.drop(name_of(id_))
+        self._uses.pop(id_, None)
 
     @contextmanager
     def _awaited(self, id_: bytes) -> Iterator[None]:

@@ -26,7 +26,7 @@ from unrolled_server.errors import (
 )
 from unrolled_server.redis_store import RedisStore
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
-from unrolled_server.session_record import SessionFacts, SessionRecord
+from unrolled_server.session_record import SessionFacts, SessionRecord, encode
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import Claim, Store, StoreOpenError
 from unrolled_server.types import Checkpoint, Durability
@@ -125,6 +125,25 @@ async def test_a_commit_does_not_bring_a_session_back(any_store: Store) -> None:
     with pytest.raises(SessionNotFound):
         await any_store.commit(numbered(1))
     assert await any_store.read(id_of(numbered(1)), "default") is None
+
+
+async def test_what_is_as_it_was_inserted_can_be_discarded(any_store: Store) -> None:
+    untouched, moved, used = map(numbered, (1, 2, 3))
+    for record in (untouched, moved, used):
+        await any_store.insert(record)
+    await any_store.commit(replace(moved, answers=b"other"))
+    await any_store.note_uses({id_of(used): NOW + 1.0})
+    never = numbered(4)
+    outcomes = [
+        await any_store.discard(id_of(record), encode(record)[0])
+        for record in (untouched, moved, used, never)
+    ]
+    assert outcomes == [True, False, False, False]
+    assert await any_store.read(id_of(untouched), "default") is None
+    listed = (await any_store.page("default", b"", 9)).sessions
+    assert [facts.name for facts in listed] == [moved.facts.name, used.facts.name]
+    await any_store.over(0.0, 10)
+    assert any_store.count() == {"m/1": 2}
 
 
 async def test_pages_are_a_tenants_in_the_order_of_ids(any_store: Store) -> None:
@@ -305,6 +324,14 @@ async def test_a_turn_under_way_keeps_its_session(
             end = client.pexpiretime(key(record))
             assert isinstance(end, int)
             assert (seconds + 15) * 1000 < end < (seconds + 32) * 1000
+
+
+async def test_what_was_claimed_is_not_discarded(store: RedisStore) -> None:
+    record = numbered(1)
+    await store.insert(record)
+    await store.look(id_of(record), "default", None, Claim())
+    assert not await store.discard(id_of(record), encode(record)[0])
+    assert same(await store.read(id_of(record), "default"), record)
 
 
 async def test_a_claim_that_nobody_waits_for_is_not_made(store: RedisStore) -> None:

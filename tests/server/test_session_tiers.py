@@ -12,11 +12,11 @@ import pytest
 from unrolled.v1 import model_pb2
 from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
-from unrolled_server.errors import SessionBusy, SessionNotFound, StoreUnavailable
+from unrolled_server.errors import SessionBusy, SessionNotFound, StoreFull, StoreUnavailable
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.session import Session
-from unrolled_server.session_names import session_id
-from unrolled_server.session_record import SessionRecord
+from unrolled_server.session_names import name_of, session_id
+from unrolled_server.session_record import SessionRecord, encode
 from unrolled_server.store import Receipt, StorePage, StoreStats
 from unrolled_server.stored_sessions import StoredSessions
 from unrolled_server.types import Checkpoint, Durability, Place
@@ -41,11 +41,15 @@ class DictStore:
     """A Store in a dictionary. While it is shut nothing is answered; then, in order."""
 
     durability = Durability.FSYNC
+    lateness = 5.0
 
     def __init__(self) -> None:
         self.stats = StoreStats()
         self.records: dict[bytes, SessionRecord] = {}
         self.fails = False
+        self.is_full = False
+        self.discarded: list[bytes] = []
+        """What it was asked to discard."""
         self.loses_answers = False
         """Whether it fails once it has done what it was asked for."""
         self.late: asyncio.Event | None = None
@@ -74,6 +78,8 @@ class DictStore:
 
     async def insert(self, record: SessionRecord) -> Receipt:
         await self._turn()
+        if self.is_full:
+            raise StoreFull("dict")
         self.records[id_of(record.facts.name)] = record
         if self.loses_answers:
             raise StoreUnavailable("dict")
@@ -96,6 +102,12 @@ class DictStore:
     async def delete(self, id_: bytes) -> bool:
         await self._turn()
         return self.records.pop(id_, None) is not None
+
+    async def discard(self, id_: bytes, facts: bytes) -> bool:
+        await self._turn()
+        self.discarded.append(id_)
+        is_there = id_ in self.records and encode(self.records[id_])[0] == facts
+        return is_there and self.records.pop(id_, None) is not None
 
     async def note_uses(self, uses: Mapping[bytes, float]) -> None:
         await self._turn()
@@ -259,9 +271,57 @@ async def test_a_session_whose_insertion_is_unsure_ends_once_the_store_works(hou
         await house.sessions.expire()
     house.store.fails = False
     kept = await house.sessions.create(MODEL, idle_ttl=0)
+    # Until then the store may carry out what it has not answered.
+    await house.sessions.expire()
+    assert len(house.store.records) == 4
+    house.clock.now += house.store.lateness
     await house.sessions.expire()
     assert list(house.store.records) == [id_of(kept.name)]
     assert house.memory.count(MODEL) == 1
+
+
+async def found(house: House) -> Session:
+    """A session whose maker was not told of it, and that somebody else has listed and uses."""
+    house.store.loses_answers = True
+    with pytest.raises(StoreUnavailable):
+        await house.sessions.create(MODEL, idle_ttl=0)
+    house.store.loses_answers = False
+    await others_run()
+    house.clock.now += house.store.lateness
+    (id_,) = house.store.records
+    return await house.sessions.load(name_of(id_))
+
+
+async def test_a_session_that_was_found_keeps_its_turn(house: House) -> None:
+    session = await found(house)
+    house.memory.hold(session, lambda: None)
+    await house.sessions.expire()
+    await house.sessions.commit(session, at(3))
+    house.sessions.release(session)
+    await house.sessions.expire()
+    assert house.store.records[id_of(session.name)].facts.position == 3
+
+
+async def test_a_session_that_was_found_and_left_memory_is_kept(house: House) -> None:
+    session = await found(house)
+    await house.advance(session, 3)
+    for _ in range(2):
+        house.clock.now += 1
+        await house.sessions.create(MODEL)
+    assert not house.is_in_memory(session.name)
+    await house.sessions.expire()
+    assert (await house.sessions.load(session.name)).position == 3
+
+
+async def test_what_the_store_had_no_room_for_is_not_asked_for_again(house: House) -> None:
+    """It said so, and may go on saying so."""
+    house.store.is_full = True
+    with pytest.raises(StoreFull):
+        await house.sessions.create(MODEL)
+    await others_run()
+    house.clock.now += house.store.lateness
+    await house.sessions.expire()
+    assert not house.store.discarded
 
 
 async def test_the_end_waits_for_sessions_that_nobody_waits_for(house: House) -> None:
