@@ -30,7 +30,7 @@ end
 LOOK = (
     _IS_LATE
     + """
-local asked, epoch, digest, deadline, held_until, expected = unpack(ARGV)
+local asked, epoch, digest, deadline, held_until, expected, as_known = unpack(ARGV)
 if deadline ~= '' and is_late(deadline) then return {'late'} end
 local found = redis.call('HMGET', KEYS[1], 'tenant', 'epoch', 'facts', 'used', 'position')
 local tenant, current, facts, used, position = unpack(found)
@@ -40,7 +40,8 @@ end
 if tenant ~= asked then return {'none'} end
 local is_same = string.sub(facts, -16) == digest
 local is_mine = is_same and current == epoch
-if deadline ~= '' and (expected == '' or expected == position) then
+local may_claim = deadline ~= '' and (expected == '' or expected == position)
+if may_claim and (is_same or as_known == '') then
     if not is_mine then
         redis.call('HINCRBY', KEYS[1], 'epoch', 1)
         current = redis.call('HGET', KEYS[1], 'epoch')
@@ -56,10 +57,10 @@ return seen
 """
 )
 """KEYS: session, the same put aside. ARGV: tenant; epoch and digest that the caller knows, or ''
-twice; then of a claim, or '' thrice: when it is too late, in us of Redis's clock; until when it
-holds the session, in ms; the position that it is made at, or ''. Returns 'none', 'damaged', 'late',
-or 'here', the epoch of the caller's claim or 0, and the last use; then facts and body if the caller
-does not know them."""
+twice; then of a claim, or '' four times: when it is too late, in us of Redis's clock; until when it
+holds the session, in ms; the position that it is made at, or ''; 1 where it is made only if the
+caller knows the session as it is, or ''. Returns 'none', 'damaged', 'late', or 'here', the epoch of
+the caller's claim or 0, and the last use; then facts and body if the caller does not know them."""
 
 _IN_TIME = (
     _IS_LATE

@@ -212,13 +212,14 @@ class RedisStore:
         """Close all connections; nothing is to be asked for any more."""
         await self._link.close()
 
-    def _claim(self, claim: Claim | None) -> tuple[Argument, Argument, Argument]:
+    def _claim(self, claim: Claim | None) -> tuple[Argument, Argument, Argument, Argument]:
         """What LOOK takes of a claim."""
         if claim is None:
-            return "", "", ""
+            return "", "", "", ""
         expected = claim.expected_position
         position = "" if expected is None else expected
-        return self._link.deadline(claim.until), self._held_until(), position
+        as_known = 1 if claim.as_known else ""
+        return self._link.deadline(claim.until), self._held_until(), position, as_known
 
     def _held_until(self) -> str:
         """Until when a session is held that is said now to be: in Redis's time, in ms."""

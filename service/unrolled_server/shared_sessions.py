@@ -59,13 +59,14 @@ class SharedSessions(StoredSessions):
         lock = self._looks.setdefault(id_, asyncio.Lock())
         try:
             async with asyncio.timeout(self._shared.timeout) as limit, lock:
-                if claim is not None and check is not None:
-                    await self._check(name, id_, check, limit)
-                session = await self._seen(name, id_, _within(claim, limit))
+                if claim is None:
+                    return await self._seen(name, id_, None)
+                if check is None:
+                    return await self._seen(name, id_, _within(claim, limit))
+                return await self._checked(name, id_, claim, check, limit)
         except TimeoutError as error:
             self.stats.errors["unavailable"] += 1
             raise StoreUnavailable(self._shared.name) from error
-        return session
 
     def why_ended(self, name: str) -> ServerError:
         """What a turn fails with whose session ends now."""
@@ -87,19 +88,35 @@ class SharedSessions(StoredSessions):
         await self._end_unheard(now)
         return more_in_memory or ended >= CHUNK
 
-    async def _check(self, name: str, id_: bytes, check: Check, limit: asyncio.Timeout) -> None:
-        """Raises what `check` does of the session as the store has it.
+    async def _checked(
+        self, name: str, id_: bytes, claim: Claim, check: Check, limit: asyncio.Timeout
+    ) -> Session:
+        """The session, claimed if `check` raises nothing of it as it is in the store just then.
 
-        What was claimed last by this server is likely as memory has it: where nothing is raised of
-        that, the store is not asked.
+        It is not claimed where it stands elsewhere than it is to. What was claimed last by this
+        server is likely as memory has it, and then the claim is all that the store is asked for.
+        """
+        is_checked = self._passes(name, id_, check, limit)
+        while True:
+            wanted = replace(_within(claim, limit), as_known=True) if is_checked else None
+            session = await self._seen(name, id_, wanted)
+            is_elsewhere = claim.expected_position not in (None, session.position)
+            if is_checked and (is_elsewhere or self._is_claimed(id_)):
+                return session
+            with _standing_still(limit):
+                check(session)
+            is_checked = True
+
+    def _passes(self, name: str, id_: bytes, check: Check, limit: asyncio.Timeout) -> bool:
+        """Whether `check` raises nothing of the session as memory has it, claimed by this server.
+
+        What it raises may be over: the store is to say so.
         """
         if self._is_claimed(id_):
             with suppress(ServerError), _standing_still(limit):
                 check(self.memory.get(name))
-                return
-        session = await self._seen(name, id_, None)
-        with _standing_still(limit):
-            check(session)
+                return True
+        return False
 
     def _is_claimed(self, id_: bytes) -> bool:
         """Whether the last claim, as far as is known here, was this server's."""
@@ -182,7 +199,7 @@ def _standing_still(limit: asyncio.Timeout) -> Iterator[None]:
         limit.reschedule(None if when is None else when + clock() - begun)
 
 
-def _within(claim: Claim | None, limit: asyncio.Timeout) -> Claim | None:
+def _within(claim: Claim, limit: asyncio.Timeout) -> Claim:
     """The claim, not to be made once its time is over."""
     until = limit.when()
-    return claim if claim is None or until is None else replace(claim, until=until)
+    return claim if until is None else replace(claim, until=until)

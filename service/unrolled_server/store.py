@@ -76,6 +76,8 @@ class Claim:
     """The claim is not made where the session stands elsewhere."""
     until: float = math.inf
     """When nobody waits for it any more, in seconds of time.monotonic: it is not made later on."""
+    as_known: bool = False
+    """It is made only where the session is what the asking server knows."""
 
 
 @dataclass(frozen=True, slots=True)

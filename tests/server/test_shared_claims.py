@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any, cast
 
@@ -12,11 +12,15 @@ import pytest
 from support.redis import RunningRedis, running_redis
 from unrolled.v1 import model_pb2
 from unrolled_server.cached_sessions import CachedSessions
+from unrolled_server.errors import CheckpointNotFound
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.redis_store import RedisStore
+from unrolled_server.session import Session
+from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionRecord
 from unrolled_server.shared_sessions import SharedSessions
-from unrolled_server.store import Claim, Receipt
+from unrolled_server.standing import Change
+from unrolled_server.store import Claim, Receipt, Sight, Version
 from unrolled_server.types import Checkpoint
 from unrolled_server.vocabulary import CharacterVocabulary
 
@@ -31,12 +35,23 @@ class WatchedStore(RedisStore):
         super().__init__(url, timeout=30.0)
         self.inserted, self.answers = asyncio.Event(), asyncio.Event()
         self.answers.set()
+        self.looks: list[Claim | None] = []
+        """The claims that came with looks."""
+        self.before_claim: Callable[[], Awaitable[None]] | None = None
 
     async def insert(self, record: SessionRecord) -> Receipt:
         receipt = await super().insert(record)
         self.inserted.set()
         await self.answers.wait()
         return receipt
+
+    async def look(
+        self, id_: bytes, tenant: str, known: Version | None, claim: Claim | None = None
+    ) -> Sight | None:
+        self.looks.append(claim)
+        if claim is not None and self.before_claim is not None:
+            await self.before_claim()
+        return await super().look(id_, tenant, known, claim)
 
 
 class Server:
@@ -73,6 +88,12 @@ async def others_run() -> None:
         await asyncio.sleep(0)
 
 
+def id_of(name: str) -> bytes:
+    id_ = session_id(name)
+    assert id_ is not None
+    return id_
+
+
 def at(position: int) -> Checkpoint:
     return Checkpoint(np.full(4, position, np.float32), 0, position)
 
@@ -102,3 +123,84 @@ async def test_a_session_that_nobody_was_told_of_ends_unless_another_server_has_
         assert (await maker.sessions.load(view.name)).position == 100
     else:
         assert (await finder.sessions.page("", 9, ""))[0] == []
+
+
+async def changed(server: Server, name: str, change: Change) -> None:
+    await server.sessions.change(name, None, change)
+
+
+async def advance(server: Server, name: str, position: int) -> None:
+    """A turn."""
+    session = await server.sessions.load(name, Claim())
+    server.sessions.memory.hold(session, lambda: None)
+    await server.sessions.commit(session, at(position))
+    server.sessions.release(session)
+
+
+async def test_what_memory_allows_and_the_store_refuses_ends_no_turn(
+    pair: tuple[Server, Server],
+) -> None:
+    """One server rewinds to a checkpoint of its own, which another has deleted."""
+    stale, other = pair
+    name = (await stale.sessions.create(MODEL)).name
+    await changed(stale, name, lambda standing: standing.marked("x"))
+    await changed(other, name, lambda standing: standing.unmarked("x"))
+    session = await other.sessions.load(name, Claim())
+    other.sessions.memory.hold(session, lambda: None)
+    with pytest.raises(CheckpointNotFound):
+        await changed(stale, name, lambda standing: standing.rewound("x"))
+    await other.sessions.commit(session, at(3))
+    other.sessions.release(session)
+    assert (await stale.sessions.load(name)).position == 3
+
+
+async def test_what_changes_after_the_check_is_checked_before_the_claim(
+    pair: tuple[Server, Server],
+) -> None:
+    """Another server moves the session on, and has a turn on it, just before each claim."""
+    one, other = pair
+    name = (await other.sessions.create(MODEL)).name
+    checked: list[int] = []
+
+    def check(session: Session) -> None:
+        checked.append(session.position)
+        if session.position == 2:
+            raise CheckpointNotFound(name, "x")
+
+    async def meddle() -> None:
+        await advance(other, name, len(checked))
+
+    one.store.before_claim = meddle
+    with pytest.raises(CheckpointNotFound):
+        await one.sessions.load(name, Claim(), check)
+    assert checked == [0, 1, 2]
+    other_claim = other.sessions.memory.version(id_of(name))
+    sight = await other.store.look(id_of(name), "default", other_claim)
+    assert sight is not None
+    assert sight.version == other_claim
+
+
+async def test_what_a_server_claimed_last_takes_one_round_trip(
+    pair: tuple[Server, Server],
+) -> None:
+    one, other = pair
+    name = (await other.sessions.create(MODEL)).name
+    await advance(one, name, 1)
+    one.store.looks.clear()
+    await one.sessions.load(name, Claim(), lambda _: None)
+    (claim,) = one.store.looks
+    assert claim is not None
+
+
+async def test_a_session_that_stands_elsewhere_is_not_claimed(pair: tuple[Server, Server]) -> None:
+    one, other = pair
+    name = (await one.sessions.create(MODEL)).name
+    await advance(other, name, 5)
+    for server in pair:
+        session = await server.sessions.load(name, Claim(3), lambda _: None)
+        assert session.position == 5
+    await advance(other, name, 6)
+    version = other.sessions.memory.version(id_of(name))
+    assert version is not None
+    # The session was made by one claim, and taken over by one.
+    assert version.epoch == 2

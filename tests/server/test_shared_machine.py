@@ -139,17 +139,24 @@ class SharedMachine(RuleBasedStateMachine):
         self.truth[child] = self.truth[name]
         return child
 
-    @rule(target=turns, name=names, on=either, is_at=st.booleans())
-    def begin_turn(self, name: str, on: int, is_at: bool) -> Any:
+    @rule(target=turns, name=names, on=either, is_at=st.booleans(), is_checked=st.booleans())
+    def begin_turn(self, name: str, on: int, is_at: bool, is_checked: bool) -> Any:
         server = self.servers[on]
+        seen: list[Checkpoint] = []
+
+        def check(session: Session) -> None:
+            seen.append(server.sessions.memory.checkpoint(session))
+
         position = self.truth[name].position if name in self.truth else 0
         claim = Claim(position if is_at else None)
-        loading = server.sessions.load(name, claim)
+        loading = server.sessions.load(name, claim, check if is_checked else None)
         if name not in self.truth:
             assert self.outcome(loading) is SessionNotFound
             return multiple()
         session = self.run(loading)
         same(server.sessions.memory.checkpoint(session), self.truth[name])
+        if is_checked:
+            same(seen[-1], self.truth[name])
         owner = self.owner.get(name)
         if owner is not None and owner.server is server and not owner.is_over:
             with pytest.raises(SessionBusy):
@@ -181,7 +188,8 @@ class SharedMachine(RuleBasedStateMachine):
     @rule(name=names, ons=st.lists(either, min_size=1, max_size=3), order=st.randoms())
     def race(self, name: str, ons: list[int], order: Random) -> None:
         """Turns that begin before any of them ends."""
-        begun = [turn for on in ons if isinstance(turn := self.begin_turn(name, on, True), Turn)]
+        turns = [self.begin_turn(name, on, True, order.random() < 0.5) for on in ons]
+        begun = [turn for turn in turns if isinstance(turn, Turn)]
         order.shuffle(begun)
         for turn in begun:
             self.commit(turn)
