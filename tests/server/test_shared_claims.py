@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Any, cast
@@ -34,7 +35,9 @@ class WatchedStore(RedisStore):
     def __init__(self, url: str) -> None:
         super().__init__(url, timeout=30.0)
         self.inserted, self.answers = asyncio.Event(), asyncio.Event()
-        self.answers.set()
+        self.looking = asyncio.Event()
+        for held_back in (self.answers, self.looking):
+            held_back.set()
         self.looks: list[Claim | None] = []
         """The claims that came with looks."""
         self.before_claim: Callable[[], Awaitable[None]] | None = None
@@ -49,6 +52,7 @@ class WatchedStore(RedisStore):
         self, id_: bytes, tenant: str, known: Version | None, claim: Claim | None = None
     ) -> Sight | None:
         self.looks.append(claim)
+        await self.looking.wait()
         if claim is not None and self.before_claim is not None:
             await self.before_claim()
         return await super().look(id_, tenant, known, claim)
@@ -204,3 +208,43 @@ async def test_a_session_that_stands_elsewhere_is_not_claimed(pair: tuple[Server
     assert version is not None
     # The session was made by one claim, and taken over by one.
     assert version.epoch == 2
+
+
+async def test_a_claim_that_waited_is_not_to_be_made_once_its_caller_has_given_up(
+    pair: tuple[Server, Server],
+) -> None:
+    """It waits for another call on the session, and has no more time for that."""
+    one, _ = pair
+    name = (await one.sessions.create(MODEL)).name
+    one.store.looking.clear()
+    first = asyncio.create_task(one.sessions.load(name))
+    second = asyncio.create_task(one.sessions.load(name, Claim(0)))
+    await others_run()
+    asked = time.monotonic()
+    while time.monotonic() == asked:
+        pass
+    one.store.looking.set()
+    await asyncio.gather(first, second)
+    _, claim = one.store.looks
+    assert claim is not None
+    assert claim.expected_position == 0
+    assert claim.until <= asked + one.store.timeout
+
+
+@pytest.mark.parametrize("is_owner", [True, False])
+async def test_a_check_may_take_longer_than_the_store(
+    pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch, is_owner: bool
+) -> None:
+    """Whether it is of memory, or of what the store said."""
+    one, other = pair
+    name = (await (one if is_owner else other).sessions.create(MODEL)).name
+    loop = asyncio.get_running_loop()
+    clock, passed = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: clock() + passed)
+
+    def check(_: Session) -> None:
+        nonlocal passed
+        passed += 2 * one.store.timeout
+
+    await one.sessions.load(name, Claim(), check)
+    assert passed == 2 * one.store.timeout

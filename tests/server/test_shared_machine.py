@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from random import Random
@@ -31,7 +30,7 @@ from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.redis_store import RedisStore
 from unrolled_server.session import Session
 from unrolled_server.shared_sessions import SharedSessions
-from unrolled_server.store import Claim, Sight, Version
+from unrolled_server.store import Claim
 from unrolled_server.types import Checkpoint
 from unrolled_server.vocabulary import CharacterVocabulary
 
@@ -287,28 +286,3 @@ def test_two_servers_are_as_one(redis: RunningRedis) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
-
-
-class WatchedStore(RedisStore):
-    """Remembers its last claim."""
-
-    claim = Claim()
-
-    async def look(
-        self, id_: bytes, tenant: str, known: Version | None, claim: Claim | None = None
-    ) -> Sight | None:
-        self.claim = claim or self.claim
-        return await super().look(id_, tenant, known, claim)
-
-
-async def test_a_claim_is_not_to_be_made_once_its_caller_has_given_up(redis: RunningRedis) -> None:
-    store = WatchedStore(redis.url, timeout=30.0)
-    await store.open()
-    models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
-    sessions = SharedSessions(CachedSessions(2, 3600.0), models, store)
-    name = (await sessions.create(MODEL)).name
-    asked = time.monotonic()
-    await sessions.load(name, Claim(0))
-    assert store.claim.expected_position == 0
-    assert asked <= store.claim.until <= time.monotonic() + store.timeout
-    await sessions.close()
