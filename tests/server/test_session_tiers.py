@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from unrolled.v1 import model_pb2
+from unrolled_server import stored_sessions
 from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import SessionBusy, SessionNotFound, StoreFull, StoreUnavailable
@@ -322,6 +323,23 @@ async def test_what_the_store_had_no_room_for_is_not_asked_for_again(house: Hous
     house.clock.now += house.store.lateness
     await house.sessions.expire()
     assert not house.store.discarded
+
+
+async def test_sessions_that_are_too_many_to_be_ended_are_logged(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stored_sessions, "MAX_UNHEARD", 1)
+    house.store.loses_answers = True
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await house.sessions.create(MODEL, idle_ttl=0)
+        await others_run()
+    house.clock.now += house.store.lateness
+    await house.sessions.expire()
+    (left,) = house.store.records
+    (logged,) = caplog.records
+    assert logged.getMessage() == "session_perhaps_left_in_store"
+    assert vars(logged)["fields"] == {"session": name_of(left)}
 
 
 async def test_the_end_waits_for_sessions_that_nobody_waits_for(house: House) -> None:
