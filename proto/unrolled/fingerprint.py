@@ -11,13 +11,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from unrolled.v1 import model_pb2
-from unrolled.v1.model_pb2 import Vocabulary
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 """Files that define a vocabulary whose tokens the manifest does not list."""
-
-LISTED = (Vocabulary.KIND_CHARACTER, Vocabulary.KIND_BYTE, Vocabulary.KIND_WORD)
-"""Kinds of vocabularies whose tokens the manifest lists."""
 
 _SCHEME = b"unrolled fingerprint 1"
 """Raised whenever fields are added to what is hashed, or written differently."""
@@ -26,10 +22,8 @@ _SCHEME = b"unrolled fingerprint 1"
 def fingerprint(model: model_pb2.Model) -> str:
     """SHA-256 in hexadecimal over what a state depends on, each field preceded by its length.
 
-    Raises ValueError for a model of a long list, which has no tokens: they count.
+    `model` as GetModel returns it: long lists leave out the vocabulary's tokens, which count.
     """
-    if model.vocabulary.kind in LISTED and not model.vocabulary.tokens:
-        raise ValueError(f"{model.name}: without its vocabulary's tokens; GetModel has them")
     digest = hashlib.sha256()
     for field in _fields(model):
         digest.update(len(field).to_bytes(8, "little"))
