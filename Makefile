@@ -43,7 +43,7 @@ serve: .venv/.serve $(MODELS) ## Export the bundled models and serve them on 127
 	unrolled-export convert export/models/$* --output .models
 
 test: .venv/.test .venv/.programs ## Run all tests
-	pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	pytest $(ARGS)
 
 bench: .venv/.test .venv/.programs ## Measure, into .bench/; with FIGURES="served_over ttft" only those
 	PYTHONPATH=tests python -m bench --output .bench $(ARGS) $(FIGURES)
