@@ -169,15 +169,15 @@ class SharedStore(Store, Protocol):
     ) -> Sight | None:
         """A tenant's session as it is now, claimed or not; None: there is none.
 
-        Raises RecordCorrupt, ever again. After StoreUnavailable the claim may have been made, but
-        it will not be later on.
+        Raises RecordCorrupt, ever again. After StoreUnavailable the claim may have been made, or
+        be yet, but not after `lateness`.
         """
 
     async def commit(self, record: SessionRecord, since: bytes = b"") -> Receipt:
         """Replace a session's record, whose digest is `since`, by that after a turn.
 
         The record's epoch is that of the claim. Raises SessionNotFound, Fenced. After
-        StoreUnavailable the record may have been replaced, but it will not be later on.
+        StoreUnavailable the record may have been replaced, or be yet, but not after `lateness`.
         """
 
     async def hold(self, ids: list[bytes]) -> None:

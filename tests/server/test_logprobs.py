@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -42,3 +44,17 @@ def test_what_is_not_a_number_is_taken_as_well(size: int) -> None:
     tape = LogprobTape(3)
     tape.record([1, 2], logprobs)
     assert tape.take(2).top_ids[1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+def test_without_alternatives_nothing_is_sorted(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Every token of every score comes this way, whatever the vocabulary."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        pytest.fail("sorted")
+
+    for name in ("sort", "argsort", "partition", "argpartition"):
+        monkeypatch.setattr(np, name, refuse)
+    tape = LogprobTape(0)
+    tape.record([3], np.zeros((1, size), np.float32))
+    assert tape.take(1).top_ids.shape == (1, 0)
