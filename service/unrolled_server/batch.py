@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unrolled_server.row import NEVER, Row
 from unrolled_server.sampler import Uniforms, stream, uniforms
-from unrolled_server.types import MAX_STEPS, Tokens
+from unrolled_server.types import MAX_STEPS, Places, Tokens
 
 FEW = 8
 """Rows up to which a run ends where one draws its first token. More share short runs anyway, and
@@ -30,6 +30,9 @@ KEPT = 64
 KINDS = WATCHED, FILTERS, LOGPROBS, SCORES = range(4)
 """Of rows: its tokens are looked at in every run; top_k, top_p or min_p are used; distributions are
 asked for; a text is scored."""
+
+NOWHERE = np.zeros(0, np.int64)
+"""No places."""
 
 _STEPS = np.arange(WINDOW)[:, None]
 
@@ -81,6 +84,7 @@ class Batch:
             self._kinds,
             self._marks,
         )
+        self._all = np.arange(capacity)
         self._ends = np.zeros(vocabulary, np.bool_)
         self._ends[sorted(end_tokens)] = True
         self._has_ends = bool(end_tokens)
@@ -194,15 +198,29 @@ class Batch:
             steps = min(steps, int((self._marks[rows] - self._positions[rows]).min()))
         return steps
 
-    def most_told(self) -> int:
-        """Steps of a run that only tells: every row ends with one like any other."""
-        if not self._may_tell or self._present[SCORES]:
-            return 0
-        rows = slice(self.size)
-        steps = int(self.tell_left[rows].min()) - 1
+    def telling(self, least: int) -> Places:
+        """Places of rows that a run could only tell for `least` steps, fewest left first."""
+        if not self._may_tell:
+            return NOWHERE
+        left = self._only_told(self._all[: self.size])
+        if self._present[SCORES]:
+            left[self._kinds[: self.size, SCORES]] = 0
+        order = left.argsort(kind="stable")
+        return order[np.searchsorted(left[order], least) :]
+
+    def most_told(self, places: Places) -> int:
+        """Steps of a run that only tells these rows."""
+        return int(self._only_told(places).min())
+
+    def _only_told(self, places: Places) -> NDArray[np.int64]:
+        """Steps until rows come to a mark, or to the last token that they are told.
+
+        That is for a run like any other, as every row ends with one.
+        """
+        left = self.tell_left[places] - 1
         if self._marked:
-            steps = min(steps, int((self._marks[rows] - self._positions[rows]).min()))
-        return steps
+            left = np.minimum(left, self._marks[places] - self._positions[places])
+        return left
 
     def filters(self) -> bool:
         """Whether any row uses top_k, top_p or min_p."""
@@ -212,18 +230,22 @@ class Batch:
         """Whether the next token of some row may be told; else all are drawn."""
         return self._may_tell
 
-    def short(self, steps: int) -> list[int]:
-        """Places that have to be handed more tokens to tell before a run of so many steps."""
-        rows = slice(self.size)
-        at_hand = WINDOW - self._cursors[rows]
-        return _places((at_hand < steps) & (self.tell_left[rows] > at_hand))
+    def all(self) -> Places:
+        """Places of all rows."""
+        return self._all[: self.size]
 
-    def write_told(self, told: Tokens) -> None:
-        """Write the tokens to be told in the next run, [K, B], -1 where one is drawn."""
-        rows, steps = slice(self.size), _STEPS[: len(told)]
-        columns = np.minimum(self._cursors[rows] + steps, WINDOW - 1)
-        known = self._window[np.arange(self.size), columns]
-        told[...] = np.where(steps < self.tell_left[rows], known, -1)
+    def short(self, steps: int, places: Places) -> list[int]:
+        """Those of the places that have to be handed more tokens before a run of so many steps."""
+        at_hand = WINDOW - self._cursors[places]
+        short: list[int] = places[(at_hand < steps) & (self.tell_left[places] > at_hand)].tolist()
+        return short
+
+    def write_told(self, told: Tokens, places: Places) -> None:
+        """Write the tokens that rows are told in the next run, [K, B], -1 where one is drawn."""
+        steps = _STEPS[: len(told)]
+        columns = np.minimum(self._cursors[places] + steps, WINDOW - 1)
+        known = self._window[places, columns]
+        told[...] = np.where(steps < self.tell_left[places], known, -1)
 
     def wants_logprobs(self) -> bool:
         """Whether any row asks for distributions."""
@@ -257,12 +279,11 @@ class Batch:
             self._silent[rows] &= drawn == 0
             self._may_be_silent = bool(self._silent[rows].any())
 
-    def tell(self, steps: int) -> None:
-        """A run has told every row so many tokens."""
-        rows = slice(self.size)
-        self.tell_left[rows] -= steps
-        self._cursors[rows] += steps
-        self._positions[rows] += steps
+    def tell(self, steps: int, places: Places) -> None:
+        """A run has told these rows so many tokens."""
+        self.tell_left[places] -= steps
+        self._cursors[places] += steps
+        self._positions[places] += steps
 
     def watched(self, tokens: Tokens) -> list[int]:
         """Places whose rows have to see the run's tokens [K, B] now."""

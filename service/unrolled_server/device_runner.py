@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from unrolled_server.device_memory import EXCLUSIVE, Binding, Part, SharedBlock, open_session
 from unrolled_server.device_states import ROWS, DeviceStates
 from unrolled_server.runner import LOGPROBS_BYTES, StateSpec, check_signature
-from unrolled_server.types import MAX_STEPS, Floats, Tokens
+from unrolled_server.types import MAX_STEPS, Floats, Places, Tokens
 
 STEP = "device.onnx"
 FILTERS = "device_filters.onnx"
@@ -121,6 +121,8 @@ class DeviceRunner:
     ) -> None:
         self.device = config.device
         self.state_size = sum(spec.size for spec in states)
+        self.prompt_rows = 0
+        """There is no graph for prompts on a device."""
         self._captures = config.captures and config.device == "cuda"
         options = {"use_tf32": str(int(config.tf32)), "enable_cuda_graph": str(int(self._captures))}
         self._filters_here = vocabulary <= config.largest_sort
@@ -151,12 +153,8 @@ class DeviceRunner:
             return MAX_STEPS
         return min(MAX_STEPS, max(1, LOGPROBS_BYTES // (4 * self._vocabulary * rows)))
 
-    def most_told(self, rows: int) -> int:
-        """0: there is no graph for prompts on a device."""
-        return 0
-
-    def tell(self, told: Tokens) -> None:
-        """Never called, as `most_told` says."""
+    def tell(self, told: Tokens, places: Places) -> None:
+        """Never called, as `prompt_rows` says."""
         raise NotImplementedError
 
     def told(self, rows: int, steps: int) -> Tokens:

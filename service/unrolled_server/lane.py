@@ -16,21 +16,23 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from unrolled_server.batch import WINDOW, Batch
+from unrolled_server.batch import NOWHERE, WINDOW, Batch
 from unrolled_server.delivery import Delivery, Outbox
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
 from unrolled_server.running import AnyRunner
-from unrolled_server.scheduler import Pace, Scheduler, Waiting
+from unrolled_server.scheduler import FULL, Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import EngineFailure, Turn
-from unrolled_server.types import MAX_STEPS, Floats, Prefix, Tokens
+from unrolled_server.types import MAX_STEPS, PROMPT_STEPS, Floats, Places, Prefix, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 LEAST_TOLD = 4
 """Steps of a run that only tells, at least."""
+COMPANY = 4
+"""Rows that are told apart from others, at least: fewer cost more each than among the others."""
 
 
 class Lane:
@@ -68,6 +70,8 @@ class Lane:
         self._outbox = Outbox(self.stats, loop, clock)
         self._closing = False
         self._nudged = False
+        self._behind = 0.0
+        """Seconds for which rows have waited for others to be told, and have not been made up."""
         self.siblings: Sequence[Lane] = (self,)
         """The lanes of its engine, which share the rate of messages and the turns that wait."""
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
@@ -107,8 +111,8 @@ class Lane:
         started = self._clock()
         try:
             self._choose()
-            if steps := self._told_steps():
-                self._tell(steps, started)
+            if (places := self._apart()).size:
+                self._tell(places, started)
             elif self._batch.size:
                 self._advance(self._steps(), started)
         except Exception:
@@ -119,16 +123,18 @@ class Lane:
             # The server is past its end, and nobody waits.
             self._closing = True
 
-    def _tell(self, steps: int, started: float) -> None:
-        """Advance all rows by tokens that are told, which nobody is to hear of."""
-        rows = self._batch.size
+    def _tell(self, places: Places, started: float) -> None:
+        """Advance these rows by tokens that are told, which nobody is to hear of."""
+        steps, rows = self._told_steps(places), len(places)
         told = np.empty((steps, rows), np.int32)
-        self._write_told(told)
+        self._write_told(told, places)
         before_run = self._clock()
-        self._runner.tell(told)
+        self._runner.tell(told, places)
         after_run = self._clock()
         self._telling_pace.observe(rows, steps, after_run - before_run)
-        self._batch.tell(steps)
+        self._batch.tell(steps, places)
+        if rows < self._batch.size:
+            self._behind += after_run - before_run
         marked = self._batch.at_marks()
         self._runner.fetch(marked)
         for place in marked:
@@ -144,6 +150,7 @@ class Lane:
         tokens, logprobs = self._runner.run(rows, steps)
         after_run = self._clock()
         self._pace.observe(rows, steps, after_run - before_run)
+        self._behind = max(-self._delivery.seconds, self._behind - (after_run - before_run))
         self._commit(tokens, logprobs, fed, after_run)
         self._measure(rows, started, before_run, after_run)
 
@@ -262,16 +269,24 @@ class Lane:
         rows = self._batch.size
         return min(self._pace.steps(rows), self._runner.most_steps(rows), self._batch.most_steps())
 
-    def _told_steps(self) -> int:
-        """Steps of the next run if it only tells; 0: it is to be another."""
-        rows = self._batch.size
-        if not rows or not (most := self._runner.most_told(rows)):
-            return 0
-        most = min(most, self._batch.most_told())
-        if most < LEAST_TOLD:
-            return 0
+    def _apart(self) -> Places:
+        """Places of the rows that the next run only tells; none: it is to advance all rows.
+
+        Rows are told apart from others where that costs about as much as telling them among those,
+        and for half of the time.
+        """
+        size = self._batch.size
+        places = self._batch.telling(LEAST_TOLD)[: self._runner.prompt_rows]
+        others = size - len(places)
+        if not others or (len(places) >= COMPANY and others >= FULL and self._behind <= 0):
+            return places
+        return NOWHERE
+
+    def _told_steps(self, places: Places) -> int:
+        """Steps of a run that only tells."""
+        most = min(PROMPT_STEPS, self._batch.most_told(places))
         # However slow the last one was, so that the pace is taken again.
-        steps = max(LEAST_TOLD, self._telling_pace.steps(rows))
+        steps = max(LEAST_TOLD, self._telling_pace.steps(len(places)))
         # What a pace comes to is never the same: few sizes, so that arrays are seldom bound anew.
         return most if most <= steps else 1 << steps.bit_length() - 1
 
@@ -281,15 +296,15 @@ class Lane:
         told = runner.told(batch.size, steps)
         told.fill(-1)
         if batch.may_tell():
-            self._write_told(told)
+            self._write_told(told, batch.all())
 
-    def _write_told(self, told: Tokens) -> None:
-        """Write the tokens to be told in the next run, [K, B], -1 where one is drawn."""
+    def _write_told(self, told: Tokens, places: Places) -> None:
+        """Write the tokens that rows are told in the next run, [K, B], -1 where one is drawn."""
         batch, active = self._batch, self._scheduler.active
-        for place in batch.short(len(told)):
+        for place in batch.short(len(told), places):
             left = int(batch.tell_left[place])
             batch.hand(place, active[place].told(left, WINDOW))
-        batch.write_told(told)
+        batch.write_told(told, places)
 
     # commit
 

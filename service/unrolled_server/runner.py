@@ -21,13 +21,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from unrolled_server import huge_pages
-from unrolled_server.types import MAX_STEPS, Floats, Tokens
+from unrolled_server.types import MAX_STEPS, PROMPT_STEPS, Floats, Places, Tokens
 
 MAX_BINDINGS = 1024
 PROMPT_ROWS = 16
-"""Rows up to which the prompt graph is faster: with more, weights are read for many rows anyway."""
-PROMPT_STEPS = 64
-"""Tokens that one run of the prompt graph takes at most."""
+"""Rows that one run of the prompt graph takes at most: more would not take less time each."""
 LOGPROBS_BYTES = 64 << 20
 """Of a run's log-probabilities, where that leaves more than one step."""
 
@@ -120,31 +118,39 @@ class Runner:
         self._uniforms = np.zeros(row_steps, np.float64)
         self._tokens = np.zeros(row_steps, np.int32)
         self._logprobs = np.zeros((row_steps, vocabulary), np.float32)
-        self._fed = np.zeros(PROMPT_STEPS * min(rows, PROMPT_ROWS), np.int32)
+        self.prompt_rows = 0 if self._prompt is None else min(rows, PROMPT_ROWS)
+        """Rows that one call of `tell` takes at most; 0: there is no graph for it."""
+        self._fed = np.zeros(PROMPT_STEPS * self.prompt_rows, np.int32)
+        self._prompt_states = tuple(
+            [np.zeros((self.prompt_rows, spec.size), np.float32) for spec in self._specs]
+            for _ in range(2)
+        )
+        """Of the rows that are told, before and after it."""
         self._bindings: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
-        self._prompt_bindings: dict[tuple[int, int, int], onnxruntime.IOBinding] = {}
+        self._prompt_bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     def most_steps(self, rows: int) -> int:
         """Steps that there is room for."""
         return min(MAX_STEPS, self._row_steps // rows)
 
-    def most_told(self, rows: int) -> int:
-        """Tokens that one call of `tell` takes at most; 0: it is not to be called."""
-        return 0 if self._prompt is None or rows > PROMPT_ROWS else PROMPT_STEPS
+    def tell(self, told: Tokens, places: Places) -> None:
+        """Advance the rows at `places` [B] by tokens [K, B], which are all told; no other moves.
 
-    def tell(self, told: Tokens) -> None:
-        """Advance the first B rows by tokens [K, B], which are all told.
-
-        States and pending tokens are then those that `run` would have led to.
+        States and pending tokens are then those that `run` would have led to. At most PROMPT_STEPS
+        tokens, and `prompt_rows` rows.
         """
         if self._prompt is None:
             raise RuntimeError("there is no prompt graph")
         steps, rows = told.shape
         fed = self._fed[: rows * steps].reshape(steps, rows)
-        fed[0], fed[1:] = self.pending[:rows], told[:-1]
+        fed[0], fed[1:] = self.pending[places], told[:-1]
+        before, after = self._prompt_states
+        for array, gathered in zip(self._states[self._current], before, strict=True):
+            np.take(array, places, axis=0, out=gathered[:rows])
         self._prompt.run_with_iobinding(self._prompt_binding(self._prompt, fed))
-        self._current = 1 - self._current
-        self.pending[:rows] = told[-1]
+        for array, gathered in zip(self._states[self._current], after, strict=True):
+            array[places] = gathered[:rows]
+        self.pending[places] = told[-1]
 
     def told(self, rows: int, steps: int) -> Tokens:
         """Where the next run reads the told tokens, -1 to draw: [steps, rows]."""
@@ -225,31 +231,32 @@ class Runner:
             "tokens": self._tokens[: rows * steps].reshape(steps, rows),
             "logprobs": self._logprobs[: rows * steps].reshape(steps, rows, self._vocabulary),
         }
-        return self._bound(self._session, rows, inputs, outputs)
+        states = self._states[self._current], self._states[1 - self._current]
+        return self._bound(self._session, rows, states, inputs, outputs)
 
     def _prompt_binding(
         self, prompt: onnxruntime.InferenceSession, fed: Tokens
     ) -> onnxruntime.IOBinding:
         steps, rows = fed.shape
-        key = (rows, steps, self._current)
-        binding = self._prompt_bindings.get(key)
+        binding = self._prompt_bindings.get((rows, steps))
         if binding is None:
             if len(self._prompt_bindings) >= MAX_BINDINGS:
                 self._prompt_bindings.clear()
-            binding = self._prompt_bindings[key] = self._bound(prompt, rows, {"fed": fed}, {})
+            binding = self._bound(prompt, rows, self._prompt_states, {"fed": fed}, {})
+            self._prompt_bindings[rows, steps] = binding
         return binding
 
     def _bound(
         self,
         session: onnxruntime.InferenceSession,
         rows: int,
+        states: Sequence[list[Floats]],
         inputs: dict[str, NDArray[np.generic]],
         outputs: dict[str, NDArray[np.generic]],
     ) -> onnxruntime.IOBinding:
-        """These arrays, and the states of `rows` rows, before and after a run."""
+        """These arrays, and the first `rows` rows of `states` before and after a run."""
         binding = session.io_binding()
-        before, after = self._states[self._current], self._states[1 - self._current]
-        for spec, old, new in zip(self._specs, before, after, strict=True):
+        for spec, old, new in zip(self._specs, *states, strict=True):
             inputs[spec.input], outputs[spec.output] = old[:rows], new[:rows]
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled_server.types import Floats, Tokens
+from unrolled_server.types import Floats, Places, Tokens
 
 Flag = np.ndarray[tuple[()], np.dtype[np.bool_]]
 
@@ -18,6 +18,7 @@ class AnyRunner(Protocol):
 
     device: str
     state_size: int
+    prompt_rows: int
     pending: Tokens
     temperature: Floats
     top_k: Tokens
@@ -30,9 +31,7 @@ class AnyRunner(Protocol):
 
     def most_steps(self, rows: int) -> int: ...
 
-    def most_told(self, rows: int) -> int: ...
-
-    def tell(self, told: Tokens) -> None: ...
+    def tell(self, told: Tokens, places: Places) -> None: ...
 
     def told(self, rows: int, steps: int) -> Tokens: ...
 

@@ -11,11 +11,15 @@ from numpy.typing import NDArray
 
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Places = NDArray[np.int64]
+"""Of rows in a batch."""
 
 
 DEFAULT_MAX_TOKENS = 256
 MAX_STEPS = 16
 """Steps of a run at most."""
+PROMPT_STEPS = 64
+"""Steps at most of a run that only tells."""
 
 
 class FinishReason(Enum):

@@ -17,14 +17,26 @@ from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.step_graph import step_graph
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
-from unrolled_server.lane import Lane
-from unrolled_server.runner import PROMPT_STEPS, Runner, StateSpec
+from unrolled_server.lane import COMPANY, LEAST_TOLD, Lane
+from unrolled_server.runner import Runner, StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
 from unrolled_server.turn import EngineFailure, Task, Turn
-from unrolled_server.types import MAX_STEPS, Checkpoint, Ending, Floats, Sampling, Tokens
+from unrolled_server.types import (
+    MAX_STEPS,
+    PROMPT_STEPS,
+    Checkpoint,
+    Delta,
+    Ending,
+    Floats,
+    Places,
+    Sampling,
+    Tokens,
+)
 from unrolled_server.vocabulary import CharacterVocabulary
 
 ROWS = 4
+MANY = FULL + COMPANY + 1
+"""Rows that a runner has room for."""
 
 
 class UnsteadyRunner(Runner):
@@ -34,9 +46,9 @@ class UnsteadyRunner(Runner):
     runs = 0
     tellings = 0
 
-    def tell(self, told: Tokens) -> None:
+    def tell(self, told: Tokens, places: Places) -> None:
         self.tellings += 1
-        super().tell(told)
+        super().tell(told, places)
 
     def run(self, rows: int, steps: int) -> tuple[Tokens, Floats]:
         self.runs += 1
@@ -52,7 +64,7 @@ def runner(repository: Repository) -> UnsteadyRunner:
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     graph = folder / "engine.onnx"
-    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, prompt=folder / "prompt.onnx")
+    return UnsteadyRunner(graph, specs, len(CHARACTERS), MANY, prompt=folder / "prompt.onnx")
 
 
 @pytest.fixture
@@ -134,10 +146,10 @@ async def test_a_slow_run_makes_the_next_shorter_and_no_more(runner: UnsteadyRun
     lengths: list[int] = []
 
     class Slow(UnsteadyRunner):
-        def tell(self, told: Tokens) -> None:
+        def tell(self, told: Tokens, places: Places) -> None:
             clock.now += 0.0 if lengths else 10.0
             lengths.append(len(told))
-            super().tell(told)
+            super().tell(told, places)
 
     runner.__class__ = Slow
     lane = Lane("lstm", runner, vocabulary, ROWS, Delivery(), asyncio.get_running_loop(), clock)
@@ -158,6 +170,151 @@ async def test_a_slow_run_makes_the_next_shorter_and_no_more(runner: UnsteadyRun
     await finish(prompted)
     # The first is short, for nobody knows what it takes; the next, for now that is known.
     assert lengths[:3] == [4, 4, PROMPT_STEPS]
+
+
+class Watched(UnsteadyRunner):
+    """Notes every run: how many rows it told, or 0, and how long it took by the test's clock."""
+
+    clock: Clock
+    noted: list[tuple[int, float]]
+    step_seconds = 1e-3
+
+    def tell(self, told: Tokens, places: Places) -> None:
+        self._note(len(places), len(told))
+        super().tell(told, places)
+
+    def run(self, rows: int, steps: int) -> tuple[Tokens, Floats]:
+        self._note(0, steps)
+        return super().run(rows, steps)
+
+    def _note(self, told: int, steps: int) -> None:
+        self.clock.now += steps * self.step_seconds
+        self.noted.append((told, steps * self.step_seconds))
+
+
+@pytest.fixture
+def watched(runner: UnsteadyRunner) -> Watched:
+    runner.__class__ = Watched
+    assert isinstance(runner, Watched)
+    runner.clock, runner.noted = Clock(), []
+    return runner
+
+
+def crowded(watched: Watched) -> Lane:
+    """A lane that a test steps, with room for many."""
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    loop = asyncio.get_running_loop()
+    return Lane("lstm", watched, vocabulary, MANY, Delivery(), loop, watched.clock)
+
+
+def text_of(seed: int, tokens: int) -> Tokens:
+    return np.random.default_rng(seed).integers(0, len(CHARACTERS), tokens).astype(np.int32)
+
+
+def prompted(seed: int, told: int, draws: int) -> Turn:
+    sampling = Sampling(seed)
+    start = Checkpoint(None, None, 0)
+    return Turn(Task(start, text_of(seed, told), draws, sampling, (), None, False, False))
+
+
+def lone_after(repository: Repository, seed: int, told: int, draws: int) -> list[int]:
+    sequence = LoneSequence(LoneRun(repository.path / "lstm" / "1"), seed, None)
+    for token in text_of(seed, told).tolist():
+        sequence.tell(token)
+    return [sequence.draw(Draw())[0] for _ in range(draws)]
+
+
+async def test_prompts_beside_many_that_draw_are_told_apart_half_of_the_time(
+    watched: Watched, repository: Repository
+) -> None:
+    lane = crowded(watched)
+    drawing = [turn(seed, 300) for seed in range(FULL)]
+    for each in drawing:
+        lane.submit(each)
+    lane.step()
+    watched.noted.clear()
+    prompts = [prompted(100 + seed, 150 + seed, 9) for seed in range(COMPANY)]
+    for each in prompts:
+        lane.submit(each)
+    lane.step()
+    while any(lane._batch.tell_left[: lane._batch.size] > LEAST_TOLD):
+        lane.step()
+    assert {told for told, _ in watched.noted} == {0, COMPANY}
+    ahead, run = 0.0, Delivery().seconds
+    for told, seconds in watched.noted:
+        ahead += seconds if told else -seconds
+        assert abs(ahead) <= 2 * run
+    while lane.turns:
+        lane.step()
+    for seed, each in enumerate(prompts):
+        assert (await finish(each))[0] == lone_after(repository, 100 + seed, 150 + seed, 9)
+    for seed, each in enumerate(drawing):
+        assert (await finish(each))[0] == lone_draws(repository, seed, 300)
+
+
+@pytest.mark.parametrize(("drawing", "prompts"), [(FULL - 1, COMPANY), (FULL, COMPANY - 1)])
+async def test_prompts_beside_few_and_few_prompts_share_the_runs_of_others(
+    watched: Watched, repository: Repository, drawing: int, prompts: int
+) -> None:
+    lane = crowded(watched)
+    others = [turn(seed, 90) for seed in range(drawing)]
+    for each in others:
+        lane.submit(each)
+    lane.step()
+    told = [prompted(100 + seed, 60, 5) for seed in range(prompts)]
+    for each in told:
+        lane.submit(each)
+    while lane.turns:
+        lane.step()
+    assert {told for told, _ in watched.noted} == {0}
+    for seed, each in enumerate(told):
+        assert (await finish(each))[0] == lone_after(repository, 100 + seed, 60, 5)
+
+
+async def test_of_many_prompts_those_with_least_left_are_told_first(
+    watched: Watched, repository: Repository
+) -> None:
+    watched.prompt_rows = COMPANY
+    lane = crowded(watched)
+    lengths = [200 - seed for seed in range(MANY)]
+    turns = [prompted(seed, length, 1) for seed, length in enumerate(lengths)]
+    for each in turns:
+        lane.submit(each)
+    lane.step()
+    assert [told for told, _ in watched.noted] == [COMPANY]
+    left = lane._batch.tell_left[:MANY]
+    assert (np.diff(left) < 0).all()
+    assert left[-COMPANY - 1] - left[-COMPANY] > 1
+    while lane.turns:
+        lane.step()
+    for seed, each in enumerate(turns):
+        assert (await finish(each))[0] == lone_after(repository, seed, lengths[seed], 1)
+
+
+async def test_a_text_that_is_scored_is_not_told_apart(
+    watched: Watched, repository: Repository
+) -> None:
+    lane = crowded(watched)
+    others = [turn(seed, 120) for seed in range(FULL)]
+    prompts = [prompted(100 + seed, 60, 5) for seed in range(COMPANY)]
+    text = text_of(7, 60)
+    start = Checkpoint(None, None, 0)
+    scored = Turn(Task(start, text, 0, Sampling(7), (), 0, scores=True, keeps_partial=False))
+    for each in (*others, *prompts, scored):
+        lane.submit(each)
+    while lane.turns:
+        lane.step()
+    assert {told for told, _ in watched.noted} == {0, COMPANY}
+    lone = LoneSequence(LoneRun(repository.path / "lstm" / "1"), 7, None)
+    expected = [lone.tell(token) for token in text.tolist()]
+    logprobs: list[float] = []
+    while not isinstance(message := await scored.next(), Ending):
+        assert isinstance(message, Delta)
+        assert message.logprobs is not None
+        logprobs += message.logprobs.chosen.tolist()
+    assert logprobs[1:] == expected[1:]
+    for seed, each in enumerate(prompts):
+        assert (await finish(each))[0] == lone_after(repository, 100 + seed, 60, 5)
 
 
 async def test_a_failed_run_fails_its_turns_and_no_others(

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
-from unrolled_server import prefix_cache, scheduler
+from unrolled_server import lane, prefix_cache, scheduler
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
@@ -27,7 +27,16 @@ from unrolled_server.models import ServedModel
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.runner import Runner, StateSpec
 from unrolled_server.turn import Recall, Task, Turn
-from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Prefix, Sampling
+from unrolled_server.types import (
+    Checkpoint,
+    Delta,
+    Ending,
+    FinishReason,
+    Places,
+    Prefix,
+    Sampling,
+    Tokens,
+)
 from unrolled_server.vocabulary import CharacterVocabulary
 
 PLACES = 5
@@ -36,6 +45,17 @@ CACHE_BYTES = 60_000
 NEWLINE = CHARACTERS.index("\n")
 END = CHARACTERS.index("q")
 SHARED = np.random.default_rng(0).integers(0, len(CHARACTERS), 300)
+
+
+class Telling(Runner):
+    """Counts the runs that tell some of the rows of its lane and not the others."""
+
+    lane: Lane
+    apart = 0
+
+    def tell(self, told: Tokens, places: Places) -> None:
+        self.apart += len(places) < self.lane._batch.size
+        super().tell(told, places)
 
 
 class Immediate:
@@ -279,16 +299,20 @@ def test_every_turn_draws_what_it_draws_alone(
     # So few that readers are behind now and then.
     monkeypatch.setattr(scheduler, "MAX_UNREAD", 6)
     monkeypatch.setattr(prefix_cache, "BLOCK", 8)
+    # That two rows are told apart from one.
+    monkeypatch.setattr(lane, "COMPANY", 2)
+    monkeypatch.setattr(lane, "FULL", 1)
     folder = repository.path / "lstm" / "1"
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], NEWLINE, (END,), None)
     prompt = folder / "prompt.onnx"
-    runner = Runner(folder / "engine.onnx", specs, len(CHARACTERS), PLACES, prompt=prompt)
+    runner = Telling(folder / "engine.onnx", specs, len(CHARACTERS), PLACES, prompt=prompt)
 
     def engine(clock: Clock) -> Lane:
         loop = cast(asyncio.AbstractEventLoop, Immediate())
-        return Lane("lstm", runner, vocabulary, PLACES, Delivery(), loop, clock)
+        runner.lane = Lane("lstm", runner, vocabulary, PLACES, Delivery(), loop, clock)
+        return runner.lane
 
     class Machine(EngineMachine):
         make_engine = staticmethod(engine)
@@ -306,3 +330,4 @@ def test_every_turn_draws_what_it_draws_alone(
         ),
     )
     assert Machine.hits
+    assert runner.apart
