@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.bare import THREADS, fastest, open_session
+from bench.bare import THREADS, candidates, fastest, open_session
 from bench.figure import Bench, Figure, Group, Result
 from bench.models import CHARACTERS, Recipe
 from bench.progress import in_turns
-from bench.rate import Rate
+from bench.rate import Rate, per_cpu_second, per_second
 from bench.ratios import ratio
 from bench.subjects import LARGE
 
@@ -33,18 +34,20 @@ def groups() -> Iterator[Group]:
 
 
 def _measure(bench: Bench) -> Iterator[Result]:
-    loops = fastest(bench.models.models(LARGE).version("fp32"), ROWS)
+    loops = candidates(bench.models.models(LARGE).version("fp32"), ROWS)
     alone, threaded = (Product(ROWS, LARGE.hidden, *setting) for setting in THREADS[::2])
     seconds = bench.settings.seconds
     rounds = in_turns(
         OVER_PRODUCT.name,
         bench.settings.rounds,
-        lambda: loops.by_cpu.measure(seconds),
-        lambda: loops.by_wall.measure(seconds),
         lambda: alone.measure(seconds),
         lambda: threaded.measure(seconds),
+        *(partial(loop.measure, seconds) for loop in loops),
     )
-    by_cpu, by_wall, one, all_ = zip(*rounds, strict=True)
+    one, all_, *bare = zip(*rounds, strict=True)
+    of_loops = list(zip(*bare, strict=True))
+    loop, by_cpu = fastest(loops, of_loops, per_cpu_second)
+    _, by_wall = fastest(loops, of_loops, per_second)
     token, row = flops_per_token(LARGE), alone.flops_per_row
     wall = ratio(
         OVER_PRODUCT,
@@ -56,7 +59,7 @@ def _measure(bench: Bench) -> Iterator[Result]:
         [token * it.per_cpu_second / 1e9 for it in by_cpu],
         [row * it.per_cpu_second / 1e9 for it in one],
         of="GFLOP per CPU-second; the Gemm is onnxruntime's, in one thread",
-        bare=loops.by_cpu.name,
+        bare=loop.name,
         by_wall_time=wall.value,
     )
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,17 +15,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from bench.progress import say
-from bench.rate import Rate
+from bench.rate import Rate, per_cpu_second, per_second
 
 STEPS = (1, 4, 8, 16, 32)
 THREADS = ((1, False), (0, False), (0, True))
 """Threads of a run (0: one a core), and whether they spin between runs."""
-TRIALS = 2
+TRIALS = 3
 TRIAL_SECONDS = 0.4
 FINALISTS = 3
-FINALS = 7
-"""Trials of those that were fastest in the first ones: the best of many by two trials each is
-mostly the luckiest."""
+"""By either time; the best of many by a few trials each is mostly the luckiest."""
 
 
 class BareLoop:
@@ -86,43 +83,36 @@ class BareLoop:
         return float(-(np.exp(logprobs) * logprobs).sum(-1).mean())
 
 
-@dataclass(frozen=True)
-class Fastest:
-    """The bare loop in its fastest settings of steps, threads and spinning."""
+def candidates(model: Path, rows: int) -> list[BareLoop]:
+    """Loops in the settings that come out best of all, by CPU time or by wall time.
 
-    by_cpu: BareLoop
-    """Most tokens per second of CPU time."""
-    by_wall: BareLoop
-    """Most tokens per second of wall time."""
-
-
-def fastest(model: Path, rows: int) -> Fastest:
-    """Try all settings in turns, and those that come out best again."""
+    Which of them is the fastest takes longer to find out: see `fastest`.
+    """
     say(f"bare loop of {model.parent.name}: trying settings for {rows} rows")
     loops = [
         BareLoop(model, rows, steps, threads, spin)
         for steps, (threads, spin) in itertools.product(STEPS, THREADS)
     ]
-    tried = _tried(loops, TRIALS)
-    by_cpu = sorted(loops, key=lambda loop: -_median(tried[loop.name], by_cpu=True))
-    by_wall = sorted(loops, key=lambda loop: -_median(tried[loop.name], by_cpu=False))
-    finalists = dict.fromkeys((*by_cpu[:FINALISTS], *by_wall[:FINALISTS]))
-    tried = _tried(list(finalists), FINALS)
-    return Fastest(
-        max(finalists, key=lambda loop: _median(tried[loop.name], by_cpu=True)),
-        max(finalists, key=lambda loop: _median(tried[loop.name], by_cpu=False)),
-    )
+    tried = [[loop.measure(TRIAL_SECONDS) for loop in loops] for _ in range(TRIALS)]
+    ranked = [
+        sorted(
+            zip(loops, zip(*tried, strict=True), strict=True), key=lambda of: -_median(of[1], by)
+        )
+        for by in (per_cpu_second, per_second)
+    ]
+    return list(dict.fromkeys(loop for ranking in ranked for loop, _ in ranking[:FINALISTS]))
 
 
-def _tried(loops: Sequence[BareLoop], trials: int) -> dict[str, list[Rate]]:
-    """What each comes to, by name."""
-    rounds = [[loop.measure(TRIAL_SECONDS) for loop in loops] for _ in range(trials)]
-    by_loop = zip(*rounds, strict=True)
-    return {loop.name: list(rates) for loop, rates in zip(loops, by_loop, strict=True)}
+def fastest(
+    loops: Sequence[BareLoop], rounds: Sequence[Sequence[Rate]], speed: Callable[[Rate], float]
+) -> tuple[BareLoop, list[Rate]]:
+    """The loop with the best median, and its rates; `rounds` have one rate of each loop."""
+    by_loop = zip(loops, map(list, zip(*rounds, strict=True)), strict=True)
+    return max(by_loop, key=lambda of: _median(of[1], speed))
 
 
-def _median(rates: Sequence[Rate], *, by_cpu: bool) -> float:
-    return median(rate.per_cpu_second if by_cpu else rate.per_second for rate in rates)
+def _median(rates: Iterable[Rate], speed: Callable[[Rate], float]) -> float:
+    return median(speed(rate) for rate in rates)
 
 
 def open_session(graph: Path | bytes, threads: int, spin: bool) -> onnxruntime.InferenceSession:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from support.server import RunningServer
 
-from bench.bare import Fastest, fastest
+from bench.bare import BareLoop, candidates, fastest
 from bench.figure import Bench, Figure, Group, Result
 from bench.load import sample
 from bench.models import Models
 from bench.progress import in_turns
-from bench.rate import Rate
+from bench.rate import Rate, per_cpu_second, per_second
 from bench.ratios import ratio
 from bench.subjects import LARGE, load, serving
 
 BY_CPU = "tokens per CPU-second of the server over the bare loop's"
 BY_WALL = "tokens per second of wall time, served over the bare loop's"
+BARE_SECONDS = 1.0
+"""Of each loop in a round, at most."""
 ALSO_STREAMS = 8
 """In the detail of 256 streams."""
 
@@ -47,25 +49,19 @@ def _figure(name: str, precision: str, what: str, reach: float, goal: float) -> 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The server and the bare loop, measured in turns."""
+    """The server and bare loops in their fastest settings, measured in turns."""
 
-    loops: Fastest
+    loops: list[BareLoop]
     rounds: list[tuple[Rate, ...]]
-    """Of the server, of the bare loop fastest by CPU time, and of the one fastest by wall time."""
+    """Of the server, and of each loop."""
 
-    def by_cpu(self, figure: Figure, **detail: Any) -> Result:
-        """Tokens per CPU-second."""
-        over = [served.per_cpu_second for served, _, _ in self.rounds]
-        under = [bare.per_cpu_second for _, bare, _ in self.rounds]
-        loop = self.loops.by_cpu
+    def over_fastest(self, figure: Figure, speed: Callable[[Rate], float], **detail: Any) -> Result:
+        """Tokens of the server over those of the loop that has most of them."""
+        served, *bare = zip(*self.rounds, strict=True)
+        loop, rates = fastest(self.loops, list(zip(*bare, strict=True)), speed)
+        over, under = [speed(rate) for rate in served], [speed(rate) for rate in rates]
         entropy = round(loop.entropy(), 2)
         return ratio(figure, over, under, bare=loop.name, entropy_nats=entropy, **detail)
-
-    def by_wall(self, figure: Figure) -> Result:
-        """Tokens per second."""
-        over = [served.per_second for served, _, _ in self.rounds]
-        under = [bare.per_second for _, _, bare in self.rounds]
-        return ratio(figure, over, under, bare=self.loops.by_wall.name)
 
 
 def _measure(
@@ -77,22 +73,21 @@ def _measure(
         comparison = _compare(bench, models, server, precision, streams)
         if streams == 256:
             also = _compare(bench, models, server, precision, ALSO_STREAMS)
-            detail = {f"at_{ALSO_STREAMS}_streams": also.by_cpu(cpu).value}
-    yield comparison.by_cpu(cpu, **detail)
+            detail = {f"at_{ALSO_STREAMS}_streams": also.over_fastest(cpu, per_cpu_second).value}
+    yield comparison.over_fastest(cpu, per_cpu_second, **detail)
     if wall is not None:
-        yield comparison.by_wall(wall)
+        yield comparison.over_fastest(wall, per_second)
 
 
 def _compare(
     bench: Bench, models: Models, server: RunningServer, precision: str, streams: int
 ) -> Comparison:
-    loops = fastest(models.version(precision), streams)
+    loops = candidates(models.version(precision), streams)
     turns, seconds = load(server, models.name(precision), streams), bench.settings.seconds
     rounds = in_turns(
         f"served over bare, {streams} streams, {precision}",
         bench.settings.rounds,
         lambda: bench.generator.run(sample, turns, seconds).rate,
-        lambda: loops.by_cpu.measure(seconds),
-        lambda: loops.by_wall.measure(seconds),
+        *(partial(loop.measure, min(seconds, BARE_SECONDS)) for loop in loops),
     )
     return Comparison(loops, rounds)

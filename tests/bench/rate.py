@@ -28,6 +28,16 @@ class Rate:
         return self.tokens / self.cpu_seconds
 
 
+def per_second(rate: Rate) -> float:
+    """Tokens per second of wall time."""
+    return rate.per_second
+
+
+def per_cpu_second(rate: Rate) -> float:
+    """Tokens per second of CPU time."""
+    return rate.per_cpu_second
+
+
 @dataclass(frozen=True)
 class Sample:
     """What streams saw of a server in a stretch of time."""
