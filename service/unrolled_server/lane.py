@@ -21,7 +21,7 @@ from unrolled_server.delivery import Delivery, Outbox
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
 from unrolled_server.running import AnyRunner
-from unrolled_server.scheduler import FULL, Pace, Scheduler, Waiting
+from unrolled_server.scheduler import Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import EngineFailure, Turn
 from unrolled_server.types import MAX_STEPS, PROMPT_STEPS, Floats, Places, Prefix, Tokens
@@ -33,6 +33,10 @@ LEAST_TOLD = 4
 """Steps of a run that only tells, at least."""
 COMPANY = 4
 """Rows that are told apart from others, at least: fewer cost more each than among the others."""
+OTHERS = 16
+"""Rows beside which others are told apart, at least: among fewer, a row more costs little."""
+UNSEEN_SECONDS = 0.005
+"""Taken for a step that is only told before any was seen: a large model's may take long."""
 
 
 class Lane:
@@ -62,8 +66,7 @@ class Lane:
         self._batch = Batch(capacity, vocabulary.size, vocabulary.end_tokens)
         # A run that took longer than tokens may wait would only make them late.
         self._pace = Pace(delivery.seconds, MAX_STEPS)
-        # The first run of a large model may take long.
-        self._telling_pace = Pace(delivery.seconds, WINDOW, delivery.seconds / LEAST_TOLD)
+        self._telling_pace = Pace(delivery.seconds, PROMPT_STEPS, UNSEEN_SECONDS)
         self._delivery = delivery
         self._clock = clock
         self._mail: SimpleQueue[Turn | None] = SimpleQueue()
@@ -71,7 +74,8 @@ class Lane:
         self._closing = False
         self._nudged = False
         self._behind = 0.0
-        """Seconds for which rows have waited for others to be told, and have not been made up."""
+        """Seconds for which rows have waited for others to be told, and that are not made up yet;
+        negative: those for which they are ahead, at most what one run may take."""
         self.siblings: Sequence[Lane] = (self,)
         """The lanes of its engine, which share the rate of messages and the turns that wait."""
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
@@ -129,7 +133,12 @@ class Lane:
         told = np.empty((steps, rows), np.int32)
         self._write_told(told, places)
         before_run = self._clock()
-        self._runner.tell(told, places)
+        try:
+            self._runner.tell(told, places)
+        except Exception:
+            logger.exception("run_failed")
+            self._fail_told(places)
+            return
         after_run = self._clock()
         self._telling_pace.observe(rows, steps, after_run - before_run)
         self._batch.tell(steps, places)
@@ -275,10 +284,12 @@ class Lane:
         Rows are told apart from others where that costs about as much as telling them among those,
         and for half of the time.
         """
-        size = self._batch.size
         places = self._batch.telling(LEAST_TOLD)[: self._runner.prompt_rows]
-        others = size - len(places)
-        if not others or (len(places) >= COMPANY and others >= FULL and self._behind <= 0):
+        others = self._batch.size - len(places)
+        if not others:
+            self._behind = 0.0
+            return places
+        if len(places) >= COMPANY and others >= OTHERS and self._behind <= 0:
             return places
         return NOWHERE
 
@@ -385,6 +396,15 @@ class Lane:
         host = before_run - started + self._clock() - after_run
         parts["host"].observe(host)
         parts["run"].observe(after_run - before_run)
+
+    def _fail_told(self, places: Places) -> None:
+        """A run that was only to tell these rows failed: the others stand where they stood."""
+        self.stats.failures += 1
+        for place in sorted(places.tolist(), reverse=True):
+            self._outbox.put(self._scheduler.active[place].turn, EngineFailure("a run failed"))
+            self._leave(place)
+        # Parked rows may have caught up meanwhile.
+        self.nudge()
 
     def _fail_all(self) -> None:
         """A run failed: no row's state is sound any more."""

@@ -146,7 +146,7 @@ class Runner:
         fed[0], fed[1:] = self.pending[places], told[:-1]
         before, after = self._prompt_states
         for array, gathered in zip(self._states[self._current], before, strict=True):
-            np.take(array, places, axis=0, out=gathered[:rows])
+            gathered[:rows] = array[places]
         self._prompt.run_with_iobinding(self._prompt_binding(self._prompt, fed))
         for array, gathered in zip(self._states[self._current], after, strict=True):
             array[places] = gathered[:rows]

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.bare import THREADS, candidates, fastest, open_session
+from bench.bare import MEASURED_SECONDS, THREADS, candidates, fastest, open_session
 from bench.figure import Bench, Figure, Group, Result
 from bench.models import CHARACTERS, Recipe
 from bench.progress import in_turns
@@ -42,12 +42,12 @@ def _measure(bench: Bench) -> Iterator[Result]:
         bench.settings.rounds,
         lambda: alone.measure(seconds),
         lambda: threaded.measure(seconds),
-        *(partial(loop.measure, seconds) for loop in loops),
+        *(partial(loop.measure, min(seconds, MEASURED_SECONDS)) for loop in loops),
     )
     one, all_, *bare = zip(*rounds, strict=True)
-    of_loops = list(zip(*bare, strict=True))
-    loop, by_cpu = fastest(loops, of_loops, per_cpu_second)
-    _, by_wall = fastest(loops, of_loops, per_second)
+    by_loop = list(zip(loops, bare, strict=True))
+    loop, by_cpu = fastest(by_loop, per_cpu_second)
+    _, by_wall = fastest(by_loop, per_second)
     token, row = flops_per_token(LARGE), alone.flops_per_row
     wall = ratio(
         OVER_PRODUCT,

@@ -23,7 +23,9 @@ THREADS = ((1, False), (0, False), (0, True))
 TRIALS = 3
 TRIAL_SECONDS = 0.4
 FINALISTS = 3
-"""By either time; the best of many by a few trials each is mostly the luckiest."""
+"""By either time."""
+MEASURED_SECONDS = 1.0
+"""Of each finalist in a round, at most."""
 
 
 class BareLoop:
@@ -104,11 +106,21 @@ def candidates(model: Path, rows: int) -> list[BareLoop]:
 
 
 def fastest(
-    loops: Sequence[BareLoop], rounds: Sequence[Sequence[Rate]], speed: Callable[[Rate], float]
+    by_loop: Sequence[tuple[BareLoop, Sequence[Rate]]], speed: Callable[[Rate], float]
 ) -> tuple[BareLoop, list[Rate]]:
-    """The loop with the best median, and its rates; `rounds` have one rate of each loop."""
-    by_loop = zip(loops, map(list, zip(*rounds, strict=True)), strict=True)
-    return max(by_loop, key=lambda of: _median(of[1], speed))
+    """The loop with the best median, and for each round the rate of the one that is the fastest.
+
+    That is the one with the best median of the other rounds: by the best of its own it would
+    mostly be the luckiest.
+    """
+    rounds = len(by_loop[0][1])
+    rates = []
+    for number in range(rounds):
+        others = [place for place in range(rounds) if place != number] or [number]
+        _, chosen = max(by_loop, key=lambda of: _median([of[1][at] for at in others], speed))
+        rates.append(chosen[number])
+    loop, _ = max(by_loop, key=lambda of: _median(of[1], speed))
+    return loop, rates
 
 
 def _median(rates: Iterable[Rate], speed: Callable[[Rate], float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from support.server import RunningServer
 
-from bench.bare import BareLoop, candidates, fastest
+from bench.bare import MEASURED_SECONDS, BareLoop, candidates, fastest
 from bench.figure import Bench, Figure, Group, Result
 from bench.load import sample
 from bench.models import Models
@@ -20,8 +20,6 @@ from bench.subjects import LARGE, load, serving
 
 BY_CPU = "tokens per CPU-second of the server over the bare loop's"
 BY_WALL = "tokens per second of wall time, served over the bare loop's"
-BARE_SECONDS = 1.0
-"""Of each loop in a round, at most."""
 ALSO_STREAMS = 8
 """In the detail of 256 streams."""
 
@@ -58,7 +56,7 @@ class Comparison:
     def over_fastest(self, figure: Figure, speed: Callable[[Rate], float], **detail: Any) -> Result:
         """Tokens of the server over those of the loop that has most of them."""
         served, *bare = zip(*self.rounds, strict=True)
-        loop, rates = fastest(self.loops, list(zip(*bare, strict=True)), speed)
+        loop, rates = fastest(list(zip(self.loops, bare, strict=True)), speed)
         over, under = [speed(rate) for rate in served], [speed(rate) for rate in rates]
         entropy = round(loop.entropy(), 2)
         return ratio(figure, over, under, bare=loop.name, entropy_nats=entropy, **detail)
@@ -88,6 +86,6 @@ def _compare(
         f"served over bare, {streams} streams, {precision}",
         bench.settings.rounds,
         lambda: bench.generator.run(sample, turns, seconds).rate,
-        *(partial(loop.measure, min(seconds, BARE_SECONDS)) for loop in loops),
+        *(partial(loop.measure, min(seconds, MEASURED_SECONDS)) for loop in loops),
     )
     return Comparison(loops, rounds)

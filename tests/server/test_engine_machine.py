@@ -301,7 +301,7 @@ def test_every_turn_draws_what_it_draws_alone(
     monkeypatch.setattr(prefix_cache, "BLOCK", 8)
     # That two rows are told apart from one.
     monkeypatch.setattr(lane, "COMPANY", 2)
-    monkeypatch.setattr(lane, "FULL", 1)
+    monkeypatch.setattr(lane, "OTHERS", 1)
     folder = repository.path / "lstm" / "1"
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
