@@ -160,8 +160,17 @@ class EngineMachine(RuleBasedStateMachine):
     def warm(self) -> None:
         """What others begin with is known."""
         self._submit(Kind(0, 60, 60, 0, Draw(), (), None), None)
-        while self.turns[0].ending is None:
+        while self.turns[-1].ending is None:
             self.engine.step()
+
+    @initialize()
+    def crowd(self) -> None:
+        """Two prompts beside a turn that draws, which are told apart from it."""
+        self._submit(Kind(1, 1, 0, 40, Draw(), (), None), None)
+        self.engine.step()
+        for seed in (2, 3):
+            self._submit(Kind(seed, 40, 0, 3, Draw(), (), None), None)
+        self.engine.step()
 
     @rule(kind=kinds)
     def begin(self, kind: Kind) -> None:
