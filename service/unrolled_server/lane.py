@@ -16,27 +16,19 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from unrolled_server.batch import NOWHERE, WINDOW, Batch
+from unrolled_server.batch import WINDOW, Batch
 from unrolled_server.delivery import Delivery, Outbox
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
 from unrolled_server.running import AnyRunner
 from unrolled_server.scheduler import Pace, Scheduler, Waiting
 from unrolled_server.stats import EngineStats
+from unrolled_server.telling import Telling
 from unrolled_server.turn import EngineFailure, Turn
-from unrolled_server.types import MAX_STEPS, PROMPT_STEPS, Floats, Places, Prefix, Tokens
+from unrolled_server.types import MAX_STEPS, Floats, Places, Prefix, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-LEAST_TOLD = 4
-"""Steps of a run that only tells, at least."""
-COMPANY = 4
-"""Rows that are told apart from others, at least: fewer cost more each than among the others."""
-OTHERS = 16
-"""Rows beside which others are told apart, at least: among fewer, a row more costs little."""
-UNSEEN_SECONDS = 0.005
-"""Taken for a step that is only told before any was seen: a large model's may take long."""
 
 
 class Lane:
@@ -66,16 +58,13 @@ class Lane:
         self._batch = Batch(capacity, vocabulary.size, vocabulary.end_tokens)
         # A run that took longer than tokens may wait would only make them late.
         self._pace = Pace(delivery.seconds, MAX_STEPS)
-        self._telling_pace = Pace(delivery.seconds, PROMPT_STEPS, UNSEEN_SECONDS)
+        self._telling = Telling(delivery.seconds)
         self._delivery = delivery
         self._clock = clock
         self._mail: SimpleQueue[Turn | None] = SimpleQueue()
         self._outbox = Outbox(self.stats, loop, clock)
         self._closing = False
         self._nudged = False
-        self._behind = 0.0
-        """Seconds for which rows have waited for others to be told, and that are not made up yet;
-        negative: those for which they are ahead, at most what one run may take."""
         self.siblings: Sequence[Lane] = (self,)
         """The lanes of its engine, which share the rate of messages and the turns that wait."""
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
@@ -115,7 +104,8 @@ class Lane:
         started = self._clock()
         try:
             self._choose()
-            if (places := self._apart()).size:
+            places = self._telling.choose(self._batch, self._runner.prompt_rows)
+            if places.size:
                 self._tell(places, started)
             elif self._batch.size:
                 self._advance(self._steps(), started)
@@ -129,7 +119,7 @@ class Lane:
 
     def _tell(self, places: Places, started: float) -> None:
         """Advance these rows by tokens that are told, which nobody is to hear of."""
-        steps, rows = self._told_steps(places), len(places)
+        steps, rows = self._telling.steps(self._batch, places), len(places)
         told = np.empty((steps, rows), np.int32)
         self._write_told(told, places)
         before_run = self._clock()
@@ -140,10 +130,8 @@ class Lane:
             self._fail_told(places)
             return
         after_run = self._clock()
-        self._telling_pace.observe(rows, steps, after_run - before_run)
+        self._telling.observe(rows, self._batch.size - rows, steps, after_run - before_run)
         self._batch.tell(steps, places)
-        if rows < self._batch.size:
-            self._behind += after_run - before_run
         marked = self._batch.at_marks()
         self._runner.fetch(marked)
         for place in marked:
@@ -159,7 +147,7 @@ class Lane:
         tokens, logprobs = self._runner.run(rows, steps)
         after_run = self._clock()
         self._pace.observe(rows, steps, after_run - before_run)
-        self._behind = max(-self._delivery.seconds, self._behind - (after_run - before_run))
+        self._telling.make_up(after_run - before_run)
         self._commit(tokens, logprobs, fed, after_run)
         self._measure(rows, started, before_run, after_run)
 
@@ -277,29 +265,6 @@ class Lane:
         """Steps of the next run: no row ends inside it, but for the sake of its text."""
         rows = self._batch.size
         return min(self._pace.steps(rows), self._runner.most_steps(rows), self._batch.most_steps())
-
-    def _apart(self) -> Places:
-        """Places of the rows that the next run only tells; none: it is to advance all rows.
-
-        Rows are told apart from others where that costs about as much as telling them among those,
-        and for half of the time.
-        """
-        places = self._batch.telling(LEAST_TOLD)[: self._runner.prompt_rows]
-        others = self._batch.size - len(places)
-        if not others:
-            self._behind = 0.0
-            return places
-        if len(places) >= COMPANY and others >= OTHERS and self._behind <= 0:
-            return places
-        return NOWHERE
-
-    def _told_steps(self, places: Places) -> int:
-        """Steps of a run that only tells."""
-        most = min(PROMPT_STEPS, self._batch.most_told(places))
-        # However slow the last one was, so that the pace is taken again.
-        steps = max(LEAST_TOLD, self._telling_pace.steps(len(places)))
-        # What a pace comes to is never the same: few sizes, so that arrays are seldom bound anew.
-        return most if most <= steps else 1 << steps.bit_length() - 1
 
     def _write_inputs(self, steps: int) -> None:
         batch, runner = self._batch, self._runner

@@ -17,9 +17,10 @@ from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.step_graph import step_graph
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
-from unrolled_server.lane import COMPANY, LEAST_TOLD, OTHERS, Lane
+from unrolled_server.lane import Lane
 from unrolled_server.runner import Runner, StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
+from unrolled_server.telling import COMPANY, LEAST_TOLD, OTHERS
 from unrolled_server.turn import EngineFailure, Task, Turn
 from unrolled_server.types import (
     MAX_STEPS,

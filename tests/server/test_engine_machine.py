@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
-from unrolled_server import lane, prefix_cache, scheduler
+from unrolled_server import prefix_cache, scheduler, telling
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
@@ -309,8 +309,8 @@ def test_every_turn_draws_what_it_draws_alone(
     monkeypatch.setattr(scheduler, "MAX_UNREAD", 6)
     monkeypatch.setattr(prefix_cache, "BLOCK", 8)
     # That two rows are told apart from one.
-    monkeypatch.setattr(lane, "COMPANY", 2)
-    monkeypatch.setattr(lane, "OTHERS", 1)
+    monkeypatch.setattr(telling, "COMPANY", 2)
+    monkeypatch.setattr(telling, "OTHERS", 1)
     folder = repository.path / "lstm" / "1"
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
