@@ -41,7 +41,10 @@ class Conversation:
         self._call = connection.completions.Converse(
             sent, timeout=deadline(timeout), metadata=connection.metadata(session)
         )
-        self._call.add_callback(functools.partial(self._commands.put, None))
+        # So that the thread that sends commands ends. A call that is over already calls nothing back.
+        end = functools.partial(self._commands.put, None)
+        if not self._call.add_callback(end):
+            end()
 
     def open(
         self,

@@ -53,18 +53,19 @@ class Outbox:
         else:
             self._stats.prompt_tokens += ending.told
 
-    def put_delta(self, turn: Turn, delta: Delta, before: float | None, now: float) -> None:
-        """Tokens for a turn; `before`: when the last ones left, None: these are the first."""
+    def put_delta(self, turn: Turn, delta: Delta, now: float) -> None:
+        """Text and tokens for a turn. Tokens may be held back longer than the text before them."""
         self.put(turn, delta)
         count, stats = len(delta.token_ids), self._stats
         if turn.task.scores or not count:
             return
         stats.generated_tokens += count
-        if before is None:
+        if turn.newest_token is None:
             turn.first_token = now
             stats.first_token.observe(now - turn.created)
         else:
-            stats.inter_token.observe((now - before) / count, count)
+            stats.inter_token.observe((now - turn.newest_token) / count, count)
+        turn.newest_token = now
 
     def deliver(self) -> bool:
         """Hand all messages to the event loop; whether there still is one."""

@@ -237,11 +237,10 @@ class Lane:
         """Send a row's last messages and free its place."""
         row, now = self._scheduler.active[place], self._clock()
         row.take(self._batch.take(place), None)
-        before = row.flushed
         state, pending = self._runner.save(place), int(self._runner.pending[place])
         delta, ending = row.finish(state, pending, self._batch.position(place), now)
         if delta is not None:
-            self._outbox.put_delta(row.turn, delta, before, now)
+            self._outbox.put_delta(row.turn, delta, now)
         self._outbox.put_ending(row.turn, ending)
         self._leave(place)
 
@@ -336,10 +335,9 @@ class Lane:
         """Send what a row has; returns whether its reader is behind."""
         row = self._scheduler.active[place]
         row.take(self._batch.take(place), None)
-        before = row.flushed
         delta = row.flush(now)
         if delta is not None:
-            self._outbox.put_delta(row.turn, delta, before, now)
+            self._outbox.put_delta(row.turn, delta, now)
         self._batch.taken(place, row)
         # A row that is told again what it keeps of a run is about to leave.
         return self._scheduler.is_behind(row) and not row.has_ended

@@ -61,8 +61,11 @@ class Turn:
         self.task = task
         self.created = time.perf_counter() if created is None else created
         self.joined: float | None = None
-        """Set by the engine, as `first_token` is: when it got a row, by time.perf_counter."""
+        """Set by the engine, by time.perf_counter, as what follows: when it got a row."""
         self.first_token: float | None = None
+        """When the first tokens it drew left the engine."""
+        self.newest_token: float | None = None
+        """When the newest of them did."""
         self.cancelled = False
         """Set by the front: nobody waits for this turn any more."""
         self.stopping = False

@@ -75,7 +75,6 @@ class Clock:
         return self.now
 
 
-@dataclass
 class Watched(Turn):
     """A turn that keeps what it gets, and the sequence that it has to equal."""
 
