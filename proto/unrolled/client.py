@@ -40,7 +40,7 @@ class Client:
     options: gRPC channel options in addition to, or instead of, those set here.
 
     Reads, turns without a session and turns with a `request_id` are tried up to four times, within
-    their timeout, where the answer is UNAVAILABLE; everything else is tried once.
+    their timeout, where the answer is UNAVAILABLE or CANCELLED; everything else is tried once.
 
     Raises ValueError for arguments that do not go together, and ValueError or OSError for files of
     `tls` that cannot be used. Every method that calls the server raises UnrolledError where the

@@ -41,6 +41,8 @@ _OPTIONS: ChannelOptions = (
     ("grpc.keepalive_permit_without_calls", 0),
     # A conversation may be silent for hours; without this its pings end after the second.
     ("grpc.http2.max_pings_without_data", 0),
+    # By default up to two minutes, after a long outage, in which every call fails at once.
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 _CENTURY = 100 * 365 * 86_400.0
 """Seconds. To gRPC a deadline that is farther away than some 230 years has passed."""

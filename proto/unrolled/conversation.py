@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from datetime import timedelta
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, Unpack, cast
 
+import grpc
 from unrolled import requests
 from unrolled.connection import AsyncConnection, Connection, deadline
-from unrolled.errors import translated
+from unrolled.errors import error_from_rpc, translated
 from unrolled.requests import CompletionOptions, Prompt
 from unrolled.v1.completion_pb2 import ConverseRequest, ConverseResponse
 
-_ENDED = "the conversation has ended; iterating over it says why"
+_ENDED = "the conversation has ended"
 
 
 class Conversation:
@@ -26,7 +27,8 @@ class Conversation:
     `open` comes first. Commands are queued and run in order; every method returns the command's
     id at once, before anything is sent. A command that fails ends with an event whose `error`
     is set (`error_from_status` makes an exception of it) and the conversation goes on; when the
-    call itself fails, the iteration raises. A command given after the end raises RuntimeError.
+    call itself fails, the iteration raises, and so does any command given after that. After
+    `close`, `cancel` or an end without failure a command raises RuntimeError.
 
     One thread may iterate while others give commands; `stop` may be called in a signal handler.
     Leaving `with` gives up what is not answered yet: `close` and iterate to the end to have it.
@@ -132,10 +134,16 @@ class Conversation:
 
     def _send(self, command: ConverseRequest) -> str:
         if self._closed or not self._call.is_active():
-            raise RuntimeError(_ENDED)
+            raise self._ended()
         command.command_id = str(next(self._ids))
         self._commands.put(command)
         return command.command_id
+
+    def _ended(self) -> Exception:
+        if self._closed or self._call.code() is grpc.StatusCode.OK:
+            return RuntimeError(_ENDED)
+        # What is iterated over for threads is what it raises, too.
+        return error_from_rpc(cast("grpc.RpcError", self._call))
 
 
 class AsyncConversation:
@@ -248,7 +256,18 @@ class AsyncConversation:
         command.command_id = str(next(self._ids))
         async with self._sending:
             if self._closed or self._call.done():
-                raise RuntimeError(_ENDED)
+                raise await self._ended()
             with translated():
                 await self._call.write(command)
         return command.command_id
+
+    async def _ended(self) -> Exception:
+        if self._closed or self._call.cancelled():
+            return RuntimeError(_ENDED)
+        code = await self._call.code()
+        if code is grpc.StatusCode.OK:
+            return RuntimeError(_ENDED)
+        trailers, details = await self._call.trailing_metadata(), await self._call.details()
+        return error_from_rpc(
+            grpc.aio.AioRpcError(code, await self._call.initial_metadata(), trailers, details)
+        )

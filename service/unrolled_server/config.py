@@ -15,6 +15,10 @@ from urllib.parse import urlsplit
 from unrolled_server import redis_url
 
 
+MAX_TTL_SECONDS = 3650 * 86400
+"""That a session may be given to live, idle or in all: its ends are within what Timestamp holds."""
+
+
 class ConfigError(ValueError):
     """A setting is wrong; the message names it, its value and what is allowed."""
 
@@ -50,6 +54,13 @@ def _seconds(text: str) -> float:
         raise ValueError("a time such as 20ms, 30s, 15m, 1h or 7d; a bare number is seconds")
     unit = {"ms": 0.001, "m": 60, "h": 3600, "d": 86400}.get(match[2] or "s", 1)
     return float(match[1]) * unit
+
+
+def _lifetime(text: str) -> float:
+    value = _seconds(text)
+    if value > MAX_TTL_SECONDS:
+        raise ValueError(f"at most {MAX_TTL_SECONDS // 86400}d; 0: without end")
+    return value
 
 
 def _some_time(text: str) -> float:
@@ -155,9 +166,9 @@ class Config:
     prefix_cache_bytes: int = _flag(
         _natural, "67108864", "states kept of the beginnings of prompts; 0: none"
     )
-    session_ttl: float = _flag(_seconds, "1h", "idle time after which a session ends; 0: never")
+    session_ttl: float = _flag(_lifetime, "1h", "idle time after which a session ends; 0: never")
     session_max_age: float = _flag(
-        _seconds, "0", "age at which a session ends, however it is used; 0: never"
+        _lifetime, "0", "age at which a session ends, however it is used; 0: never"
     )
     store: str = _flag(
         _store,

@@ -154,9 +154,8 @@ class ServerCollector(Collector):
             "unrolled_session_state_bytes", "Bytes of the states in memory.", labels=["model"]
         )
         for model in self._models.ready():
-            count = self._memory.count(model)
-            held.add_metric([model.label, "memory"], count)
-            size.add_metric([model.label], count * model.state_bytes)
+            held.add_metric([model.label, "memory"], self._memory.count(model))
+            size.add_metric([model.label], self._memory.state_bytes(model))
         for label, count in self._in_the_store_alone().items():
             held.add_metric([label, "store"], count)
         ended = CounterMetricFamily("unrolled_sessions_ended", "Sessions ended.", labels=["reason"])

@@ -16,6 +16,11 @@ class Places:
         """All numbers that were ever given out are below."""
         self._free = array("I")
 
+    @property
+    def taken(self) -> int:
+        """Numbers that are out."""
+        return self.end - len(self._free)
+
     def take(self) -> int:
         """A number that nobody else has."""
         if self._free:

@@ -104,9 +104,7 @@ def sealer_recipe(path: Path) -> Recipe[Sealer]:
 
 def _add(line: bytes, keys: dict[bytes, Key]) -> None:
     """Add the key of a line, if it has one. Raises ValueError, which never quotes a secret."""
-    match line.split():
-        case [first, *_] if first.startswith(b"#"):
-            return
+    match line.partition(b"#")[0].split():
         case []:
             return
         case [key_id, encoded]:

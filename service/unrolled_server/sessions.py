@@ -77,6 +77,10 @@ class Sessions:
         """Sessions of one model."""
         return self._counts[model]
 
+    def state_bytes(self, model: ServedModel) -> int:
+        """Of the states of one model's sessions; a session without a turn has none yet."""
+        return self._standings.state_bytes(self._models.find(model))
+
     @property
     def checkpoint_bytes(self) -> int:
         """Of all that sessions can be taken back to."""

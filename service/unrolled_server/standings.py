@@ -33,6 +33,10 @@ class Standings:
         self._eras: dict[int, int] = {}
         """Of those that are not in their first."""
 
+    def state_bytes(self, model: int) -> int:
+        """Of the states of the model of this number; the zero state takes none."""
+        return self._slabs[model].bytes if model in self._slabs else 0
+
     def begin(self, row: int, block: Block, index: int, *, undo: bool) -> None:
         """A new session is in the row, at the zero state."""
         block.positions[index] = 0

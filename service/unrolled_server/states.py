@@ -21,6 +21,11 @@ class StateSlabs:
         self._slabs: list[Floats] = []
         self._places = Places()
 
+    @property
+    def bytes(self) -> int:
+        """Of the states in slots that are taken."""
+        return self._places.taken * 4 * self._size
+
     def allocate(self) -> int:
         """Take a slot; what it holds is undefined until it is written."""
         slot = self._places.take()

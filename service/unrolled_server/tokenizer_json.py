@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -42,6 +42,7 @@ class TokenizerVocabulary:
         self._spellings = _spellings(self._tokenizer, self.size)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index for index, token in added.items() if token.special}
+        self._added = _any_of(token.content for token in added.values())
         bytes_of = _byte_reading(specification)
         self._fixed = [bytes_of(spelling) for spelling in self._spellings]
         lengths = (len(self.token(index)) for index in range(self.size))
@@ -66,9 +67,13 @@ class TokenizerVocabulary:
     def _check_known(self, text: str) -> None:
         """Refuse a text with a character that no token has. Raises UnknownSymbol."""
         unknown = {character for character in set(text) if not self._is_known(character)}
-        if unknown:
-            offset = next(place for place, character in enumerate(text) if character in unknown)
-            raise UnknownSymbol(offset, text[offset])
+        if not unknown:
+            return
+        # An added token stands for its text as a whole.
+        within = {place for match in self._added.finditer(text) for place in range(*match.span())}
+        for place, character in enumerate(text):
+            if character in unknown and place not in within:
+                raise UnknownSymbol(place, character)
 
     def _uncached_is_known(self, character: str) -> bool:
         """Whether a character gives a token, or nothing that a text would lack."""
@@ -101,6 +106,12 @@ class TokenizerVocabulary:
             return self._tokenizer.decode([token]).encode()
         before = self._tokenizer.decode([previous])
         return self._tokenizer.decode([previous, token]).removeprefix(before).encode()
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """What matches any of these, the longest where several begin alike; of none, nothing."""
+    alternatives = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, alternatives)) or r"(?!)")
 
 
 def _parse(content: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from unrolled.v1 import completion_pb2, session_pb2
 
 from unrolled_server.checkpoints import LAST_TURN
+from unrolled_server.config import MAX_TTL_SECONDS
 from unrolled_server.errors import InvalidField, NotImplementedYet
 from unrolled_server.snapshots import Export
 from unrolled_server.types import (
@@ -32,7 +33,6 @@ MAX_STOP_BYTES = 256
 MAX_REQUEST_ID = 128
 MAX_CHECKPOINT_ID = 63
 CHECKPOINT_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_CHECKPOINT_ID - 1}}}")
-MAX_TTL_SECONDS = 3650 * 86400
 NO_PAYLOAD = frozenset({"request_id", "session", "model"})
 """Fields that say which turn it is, and where it runs: in a stream, `open` says that."""
 
@@ -320,7 +320,7 @@ def _at_least(field: str, value: float) -> int:
 
 def _share(field: str, value: float, zero_allowed: bool) -> float:
     if not (0 < value <= 1 or (zero_allowed and value == 0)):
-        raise InvalidField(field, f"{value:g} is not in {'[' if zero_allowed else '('}0, 1]")
+        raise InvalidField(field, f"{value!r} is not in {'[' if zero_allowed else '('}0, 1]")
     return value
 
 

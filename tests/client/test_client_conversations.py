@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import timedelta
 
 import grpc
@@ -15,6 +16,7 @@ from unrolled import (
     Client,
     FinishReason,
     Unavailable,
+    UnrolledError,
     error_from_status,
 )
 from unrolled.v1.completion_pb2 import CompleteRequest, ConverseRequest
@@ -152,8 +154,21 @@ def test_a_failed_call_does(client: Client) -> None:
         with pytest.raises(Unavailable):
             next(conversation)
 
-        with pytest.raises(RuntimeError, match="has ended"):
+        with pytest.raises(Unavailable):
             conversation.open("tiny")
+
+
+def test_a_call_that_is_over_at_once_leaves_no_thread() -> None:
+    before = threading.enumerate()
+    with Client("127.0.0.1:1") as nowhere:
+        for _ in range(20):
+            with nowhere.converse(timeout=0) as conversation, pytest.raises(UnrolledError):
+                next(conversation)
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in left:
+        thread.join(30)
+
+    assert not any(thread.is_alive() for thread in left)
 
 
 async def test_asyncio_a_failed_call_does() -> None:
@@ -161,7 +176,25 @@ async def test_asyncio_a_failed_call_does() -> None:
         with pytest.raises(Unavailable):
             await anext(conversation)
 
-        with pytest.raises(RuntimeError, match="has ended"):
+        with pytest.raises(Unavailable):
+            await conversation.open("tiny")
+
+
+def test_a_first_command_hears_why_the_call_failed() -> None:
+    with Client("127.0.0.1:1") as nowhere, nowhere.converse(timeout=30) as conversation:
+        failed = threading.Event()
+        if conversation._call.add_callback(failed.set):
+            assert failed.wait(30)
+
+        with pytest.raises(Unavailable):
+            conversation.open("tiny")
+
+
+async def test_asyncio_a_first_command_hears_why_the_call_failed() -> None:
+    async with AsyncClient("127.0.0.1:1") as nowhere, nowhere.converse(timeout=30) as conversation:
+        assert await conversation._call.code() is grpc.StatusCode.UNAVAILABLE
+
+        with pytest.raises(Unavailable):
             await conversation.open("tiny")
 
 

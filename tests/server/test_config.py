@@ -71,6 +71,7 @@ GOOD: list[tuple[str, str, Any]] = [
     ("session_ttl", "0", 0.0),
     ("session_ttl", "7d", 604_800.0),
     ("session_ttl", "15m", 900.0),
+    ("session_ttl", "3650d", 315_360_000.0),
     ("session_ttl", "90", 90.0),
     *(("store", store, store) for store in ("memory", "sqlite", "sqlite:s.db", "sqlite:../a:b")),
     ("data_dir", "no/such/folder", Path("no/such/folder")),
@@ -129,6 +130,11 @@ BAD = [
         (name, text, "20ms, 30s, 15m, 1h or 7d")
         for name in ("session_ttl", "flush_interval", "write_timeout", "slow_turn")
         for text in ("soon", "-1s", "1 h", "1w", "h", ".5s", "1.s", "1e3", "inf", "nan", "1h30m")
+    ),
+    *(
+        (name, text, "at most 3650d")
+        for name in ("session_ttl", "session_max_age")
+        for text in ("3651d", "3000000d")
     ),
     *(
         ("otlp_endpoint", text, "http://HOST:PORT")
@@ -358,8 +364,8 @@ def test_durations(number: int, decimals: int | None, unit: tuple[str, float]) -
     if decimals is not None:
         text += f".{decimals:03d}"
         seconds += decimals / 1000
-    config = parse_config(["--models", ".", "--session-ttl", text + unit[0]], {})
-    assert math.isclose(config.session_ttl, seconds * unit[1], rel_tol=1e-12)
+    config = parse_config(["--models", ".", "--slow-turn", text + unit[0]], {})
+    assert math.isclose(config.slow_turn, seconds * unit[1], rel_tol=1e-12)
 
 
 def test_a_configuration_does_not_change(models: list[str]) -> None:

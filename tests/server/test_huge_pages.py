@@ -10,6 +10,7 @@ import pytest
 from unrolled_server import huge_pages
 
 MIB = 1 << 20
+MADV_COLLAPSE = 25
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
@@ -42,8 +43,11 @@ def has_huge_pages() -> bool:
     if not huge_pages.SETTINGS.exists():
         return False
     memory = filled(8 * MIB, mmap.PAGESIZE)
-    huge_pages.gather()
-    return in_huge_pages(memory) > 0
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    middle = ctypes.c_void_p(-(-start // (4 * MIB)) * 4 * MIB)
+    libc = ctypes.CDLL(None)
+    libc.madvise(middle, ctypes.c_size_t(2 * MIB), mmap.MADV_HUGEPAGE)
+    return bool(libc.madvise(middle, ctypes.c_size_t(2 * MIB), MADV_COLLAPSE) == 0)
 
 
 gathers = pytest.mark.skipif(not has_huge_pages(), reason="the kernel does not gather huge pages")

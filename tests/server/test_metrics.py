@@ -177,6 +177,8 @@ def test_sessions_are_counted_while_they_live_and_when_they_end(used: Used) -> N
     assert value("unrolled_sessions_ended_total", reason="deleted") == 1
     assert value("unrolled_sessions_ended_total", reason="expired") == 1
     assert value("unrolled_session_state_bytes", model="lstm/1") == 3 * used.state_bytes > 0
+    # What no turn has been in is at the zero state, which is kept nowhere.
+    assert value("unrolled_session_state_bytes", model="gru/1") == 0
     assert value("unrolled_sessions_limit") == 100_000
 
 

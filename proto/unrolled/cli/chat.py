@@ -235,7 +235,7 @@ def _stopper(conversation: Conversation, completion: str) -> Callable[[], None]:
         if next(presses) > 1:
             conversation.cancel()
             return
-        with contextlib.suppress(RuntimeError):
+        with contextlib.suppress(RuntimeError, UnrolledError):
             conversation.stop(completion)
 
     return act
