@@ -57,5 +57,8 @@ def _listening(host: str, port: int, application: WSGIApplication) -> WSGIServer
 
 
 class _QuietHandler(WSGIRequestHandler):
+    timeout = 10
+    """Seconds for which a connection may say nothing."""
+
     def log_message(self, format: str, *args: object) -> None:
         """Prometheus asks all the time: that is no event."""

@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 NAME = "sqlite"
 """What errors call this store."""
 
+RESERVE_BYTES = 8 << 20
+"""Left free on the volume by what adds to the file: to end sessions, too, takes room in the log."""
+
 Act: TypeAlias = "Callable[[apsw.Connection, Changes], Any]"
 
 
@@ -56,6 +59,8 @@ class Job:
     reads: bool = False
     turn: StoredRow | None = None
     """What the commit of a turn writes."""
+    adds: bool = False
+    """Whether the file may grow by it for good."""
     asked: float = field(default_factory=time.perf_counter)
 
 
@@ -101,7 +106,7 @@ class SqliteStore:
     async def insert(self, record: SessionRecord) -> Receipt:
         """Keep a new session."""
         row = sqlite_rows.row_of(record)
-        await self._submit(lambda db, changes: sqlite_rows.insert(db, changes, row))
+        await self._submit(lambda db, changes: sqlite_rows.insert(db, changes, row), adds=True)
         return Receipt(self.durability)
 
     async def commit(self, record: SessionRecord) -> Receipt:
@@ -162,11 +167,11 @@ class SqliteStore:
             await asyncio.to_thread(self._thread.join)
 
     def _submit(
-        self, act: Act, *, reads: bool = False, turn: StoredRow | None = None
+        self, act: Act, *, reads: bool = False, turn: StoredRow | None = None, adds: bool = False
     ) -> asyncio.Future[Any]:
         if self._is_closed:
             raise StoreUnavailable(NAME)
-        job = Job(act, self._loop.create_future(), reads, turn)
+        job = Job(act, self._loop.create_future(), reads, turn, adds or turn is not None)
         self._jobs.put(job)
         return job.future
 
@@ -177,7 +182,11 @@ class SqliteStore:
             jobs = self._waiting()
             wanted = [job for job in jobs if job is not None]
             results = [self._read_one(job) for job in wanted if job.reads]
-            if writes := [job for job in wanted if not job.reads]:
+            writes = [job for job in wanted if not job.reads]
+            if any(job.adds for job in writes) and not self._has_room():
+                results += [(job.future, None, self._full()) for job in writes if job.adds]
+                writes = [job for job in writes if not job.adds]
+            if writes:
                 results += self._write(writes)
             if results:
                 self._loop.call_soon_threadsafe(_deliver, results)
@@ -193,6 +202,11 @@ class SqliteStore:
                 jobs.append(self._jobs.get_nowait())
             except Empty:
                 return jobs
+
+    def _has_room(self) -> bool:
+        """Whether the volume has more left than what is kept for ending sessions."""
+        space = self.space()
+        return space is None or space.free > RESERVE_BYTES
 
     def _read_one(self, job: Job) -> Result:
         """Do a read, which may put a record aside."""
@@ -252,15 +266,19 @@ class SqliteStore:
         if isinstance(error, ServerError):
             return error
         if isinstance(error, apsw.FullError):
-            self.stats.errors["full"] += 1
-            log_event(logger, logging.ERROR, "store_full", store=NAME)
-            return StoreFull(NAME)
-        self.stats.errors["unavailable"] += 1
+            return self._full()
+        is_corrupt = isinstance(error, apsw.CorruptError | apsw.NotADBError)
+        self.stats.errors["corrupt" if is_corrupt else "unavailable"] += 1
         if isinstance(error, apsw.Error | FailpointError):
             log_event(logger, logging.ERROR, "store_failed", store=NAME, error=str(error))
         else:
             logger.error("store_failed", exc_info=error)
         return StoreUnavailable(NAME)
+
+    def _full(self) -> StoreFull:
+        self.stats.errors["full"] += 1
+        log_event(logger, logging.ERROR, "store_full", store=NAME)
+        return StoreFull(NAME)
 
     def _read(
         self, db: apsw.Connection, changes: Changes, id_: bytes, tenant: str

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import signal
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT)
+NUMBERS = tuple(
+    number
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    # nohup has the end of a terminal ignored.
+    if signal.getsignal(number) is not signal.SIG_IGN
+)
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: the first asks the server to end, the second to do so at once.
+    """SIGTERM, SIGINT and the terminal's end, SIGHUP: the first asks the server to end, the second to do so at once.
 
     A third has the effect that the system gives it. To be made in the running loop.
     """

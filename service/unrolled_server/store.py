@@ -23,7 +23,7 @@ class StoreStats:
     def __init__(self) -> None:
         self.commit = Tally(LATENCY)
         """Seconds that turns waited for their commit."""
-        self.errors: Counter[str] = Counter({"full": 0, "unavailable": 0})
+        self.errors: Counter[str] = Counter({"full": 0, "unavailable": 0, "corrupt": 0})
         """Transactions and reads that failed, by what was the matter."""
         self.damaged = 0
         """Records that were not what had been written."""

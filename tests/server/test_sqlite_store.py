@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.stored import flip_a_bit
-from unrolled_server.errors import RecordCorrupt, SessionNotFound, StoreFull
+from unrolled_server import sqlite_store
+from unrolled_server.errors import RecordCorrupt, SessionNotFound, StoreFull, StoreUnavailable
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
 from unrolled_server.session_record import (
     RecordDamaged,
@@ -446,6 +447,47 @@ async def test_a_full_disk_loses_nothing_and_is_got_over(path: Path) -> None:
     for record in refused:
         await store.insert(record)
     assert store.count() == {"m/1": 50}
+    await store.close()
+
+
+async def test_sessions_can_be_ended_where_no_more_can_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqliteStore(path)
+    kept, ended, over = (numbered(number) for number in range(3))
+    for record in (kept, ended, over):
+        await store.insert(record)
+    volume = os.statvfs(path)
+    monkeypatch.setattr(sqlite_store, "RESERVE_BYTES", volume.f_frsize * volume.f_blocks)
+
+    with pytest.raises(StoreFull):
+        await store.insert(numbered(3))
+    with pytest.raises(StoreFull):
+        await store.commit(numbered(0))
+    assert await store.delete(id_of(ended))
+    assert await store.expire([id_of(over)], math.inf) == 1
+    assert same(await store.read(id_of(kept), "default"), kept)
+    assert store.stats.errors == {"full": 2, "unavailable": 0, "corrupt": 0}
+
+    monkeypatch.undo()
+    await store.insert(numbered(3))
+    await store.close()
+
+
+async def test_damage_that_no_record_has_is_counted_as_such(path: Path) -> None:
+    store = SqliteStore(path)
+    await store.insert(numbered(0))
+    await store.close()
+    content = bytearray(path.read_bytes())
+    page = int.from_bytes(content[16:18])
+    # The root of the first table: its type is the first byte (SQLite file format, 1.6).
+    content[page] = 0
+    path.write_bytes(content)
+
+    store = SqliteStore(path)
+    with pytest.raises(StoreUnavailable):
+        await store.read(id_of(numbered(0)), "default")
+    assert store.stats.errors["corrupt"] == 1
     await store.close()
 
 
