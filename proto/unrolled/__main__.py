@@ -17,7 +17,10 @@ BROKEN_PIPE = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status: 0, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Runs one command; returns its exit status.
+
+    0, 1 failed, 2 wrong usage, 130 interrupted, 141 nobody reads its output any more.
+    """
     arguments = parse(sys.argv[1:] if argv is None else argv)
     _allow_any_text()
     try:

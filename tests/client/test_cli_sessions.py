@@ -143,10 +143,19 @@ def test_what_cannot_be_shown_can_be_deleted(fake: FakeService) -> None:
     assert fake.received == [DeleteSessionRequest(name="sessions/a")]
 
 
+def test_what_is_gone_keeps_no_other_from_being_deleted(fake: FakeService) -> None:
+    fake.add_session("sessions/b")
+    done = run("--server", fake.target, "sessions", "delete", "sessions/a", "sessions/b")
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+    assert "SESSION_NOT_FOUND" in done.stderr
+    assert fake.received[-1] == DeleteSessionRequest(name="sessions/b")
+
+
 def test_wrong_usage_is_2(fake: FakeService) -> None:
     for wrong in (
         ["create", "--idle-ttl", "inf"],
         ["delete"],
+        ["rewind", "sessions/a", ""],
         ["show"],
         ["rename", "a", "b"],
         ["export", "a"],

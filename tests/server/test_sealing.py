@@ -103,7 +103,7 @@ def test_the_longest_name_makes_the_longest_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_file_of_keys(tmp_path: Path, end: str) -> None:
     file = key_file(tmp_path / "keys")
-    lines = ["# since May", "", f"  a\t{GOOD}  ", "   # until May", f"b {OTHER}"]
+    lines = ["# since May", "", f"  a\t{GOOD}  ", "   # until May", f"b {OTHER} # new"]
     file.write_bytes(end.join(lines).encode())
     sealer = read_sealer(file)
     assert opened_by_hand(FORM, sealer.seal(FORM, b"body")) == b"body"

@@ -301,8 +301,8 @@ def can_mount() -> bool:
 
 
 IN_A_SMALL_DISK = """
-mount -t tmpfs -o size=1m none "$1" || exit 3
-dd if=/dev/zero of="$1/ballast" bs=1k count=600 2>/dev/null
+mount -t tmpfs -o size=10m none "$1" || exit 3
+dd if=/dev/zero of="$1/ballast" bs=1k count=1600 2>/dev/null
 shift
 exec 3<&0
 (read -r _ <&3 && rm -f "$0/ballast" && echo room >&2) &
@@ -337,12 +337,15 @@ def test_a_full_disk_refuses_and_loses_nothing(repository: Repository, tmp_path:
         value = Metrics(server.metrics_url).value
         assert value("unrolled_store_errors_total", kind="full") == 1
         assert value("unrolled_store_errors_total") == 1
-        assert value("unrolled_store_volume_bytes") == 1 << 20
+        assert value("unrolled_store_volume_bytes") == 10 << 20
         # What is not free is the ballast's and the store's, each file in whole pages.
         taken = value("unrolled_store_size_bytes") + value("unrolled_store_free_bytes")
-        assert 0 <= (1 << 20) - (600 << 10) - taken < 2 * 4096
+        assert 0 <= (10 << 20) - (1600 << 10) - taken < 2 * 4096
         assert described(stubs, name).position == 7
         assert described(stubs, made[0]).position == 2
+        # There is room left for ending sessions.
+        gone = DeleteSessionRequest(name=made.pop())
+        stubs.sessions.DeleteSession(gone, timeout=SECONDS)
         assert server.process.stdin is not None
         server.process.stdin.write("make room\n")
         server.process.stdin.flush()

@@ -13,6 +13,7 @@ from unrolled import Client, DeadlineExceeded, NotFound
 from unrolled.cli.options import seconds
 from unrolled.cli.problems import Problem
 from unrolled.cli.tables import enum_name
+from unrolled.connection import deadline
 from unrolled.errors import translated
 
 _TIMEOUT = 5.0
@@ -64,5 +65,5 @@ def _check(channel: grpc.Channel, service: str, timeout: float) -> HealthCheckRe
     # Its published types know no methods.
     stub: Any = HealthStub(channel)
     with translated():
-        answer: HealthCheckResponse = stub.Check(HealthCheckRequest(service=service), timeout)
+        answer: HealthCheckResponse = stub.Check(HealthCheckRequest(service=service), deadline(timeout))
     return answer

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from unrolled import Client, Session
+from unrolled import Client, NotFound, Session
 from unrolled.cli.options import uint64
+from unrolled.cli.problems import Problem, explain
 from unrolled.cli.served import only_model
 from unrolled.cli.tables import json_help, json_line, table
 
@@ -210,6 +211,8 @@ def _checkpoint(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _rewind(client: Client, arguments: argparse.Namespace) -> None:
+    if arguments.checkpoint == "":
+        raise Problem("CHECKPOINT is empty; left out, the last turn is taken back", 2)
     session = client.session(arguments.name)
     session.rewind(arguments.checkpoint)
     _print_position(session, arguments)
@@ -235,8 +238,14 @@ def _import(client: Client, arguments: argparse.Namespace) -> None:
 
 
 def _delete(client: Client, arguments: argparse.Namespace) -> None:
+    unknown = []
     for name in arguments.names:
-        client.delete_session(name)
+        try:
+            client.delete_session(name)
+        except NotFound as error:
+            unknown.append(explain(error, arguments.server))
+    if unknown:
+        raise Problem("; ".join(unknown), 1)
 
 
 def _print_name(session: Session, arguments: argparse.Namespace) -> None:
