@@ -182,11 +182,16 @@ def _tokenizer(content: bytes) -> Encode:
     # Settings of a training that saved them with its tokenizer.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    added = _added(tokenizer)
     is_dropped = cache(lambda character: _is_dropped(tokenizer, character))
 
     def encode(text: str) -> list[int]:
         if any(map(is_dropped, set(text))):
-            raise _Unknown(next(k for k, c in enumerate(text) if is_dropped(c)))
+            # An added token stands for its text as a whole.
+            within = {place for match in added.finditer(text) for place in range(*match.span())}
+            lost = (k for k, c in enumerate(text) if k not in within and is_dropped(c))
+            if (offset := next(lost, None)) is not None:
+                raise _Unknown(offset)
         try:
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
         # As above, where no token stands for a word.
@@ -194,6 +199,14 @@ def _tokenizer(content: bytes) -> Encode:
             raise _Unknown(_first_refused(tokenizer, text)) from error
 
     return encode
+
+
+def _added(tokenizer: Tokenizer) -> re.Pattern[str]:
+    """What matches the text of any added token, the longest where several begin alike."""
+    tokens = tokenizer.get_added_tokens_decoder().values()
+    texts = {token.content for token in tokens if token.content and not token.single_word}
+    alternatives = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, alternatives)) or r"(?!)")
 
 
 def _is_dropped(tokenizer: Tokenizer, character: str) -> bool:

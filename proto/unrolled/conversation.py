@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self, Unpack, cast
 
 import grpc
+
 from unrolled import requests
 from unrolled.connection import AsyncConnection, Connection, deadline
 from unrolled.errors import error_from_rpc, translated
@@ -43,7 +44,7 @@ class Conversation:
         self._call = connection.completions.Converse(
             sent, timeout=deadline(timeout), metadata=connection.metadata(session)
         )
-        # So that the thread that sends commands ends. A call that is over already calls nothing back.
+        # Ends the thread that sends commands. A call that is over already calls nothing back.
         end = functools.partial(self._commands.put, None)
         if not self._call.add_callback(end):
             end()

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 
 from unrolled_server import redis_url
 
-
 MAX_TTL_SECONDS = 3650 * 86400
 """That a session may be given to live, idle or in all: its ends are within what Timestamp holds."""
 

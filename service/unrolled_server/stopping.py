@@ -14,9 +14,10 @@ NUMBERS = tuple(
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and the terminal's end, SIGHUP: the first asks the server to end, the second to do so at once.
+    """SIGTERM, SIGINT and SIGHUP, a terminal's end.
 
-    A third has the effect that the system gives it. To be made in the running loop.
+    The first asks the server to end, the second to do so at once. A third has the effect that the
+    system gives it. To be made in the running loop.
     """
 
     def __init__(self) -> None:

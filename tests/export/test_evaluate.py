@@ -393,6 +393,23 @@ def test_a_character_that_a_tokenizer_leaves_out(
             list(read_parts(tmp_path / "text.txt", message, files))
 
 
+def test_a_character_that_only_an_added_token_has(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, Tokenizer, models
+
+    made = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    made.add_special_tokens([AddedToken("<|end|>", special=True)])
+    message = KINDS(kind="KIND_TOKENIZER", size=made.get_vocab_size())
+    files = {"tokenizer.json": made.to_str().encode()}
+    path = tmp_path / "text.txt"
+    path.write_text("ab<|end|>ba")
+    parts = list(read_parts(path, message, files))
+    expected = made.encode("ab<|end|>ba", add_special_tokens=False).ids
+    assert np.concatenate([part.tokens for part in parts]).tolist() == expected
+    path.write_text("ab<|end|>b<")
+    with pytest.raises(TextError, match=r"text.txt: '<' at character 10 is not in the voc"):
+        list(read_parts(path, message, files))
+
+
 @pytest.mark.parametrize("part", [1, 2, 3, 7, encoding.PART])
 @pytest.mark.parametrize(
     ("content", "place"),

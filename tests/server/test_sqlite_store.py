@@ -474,15 +474,19 @@ async def test_sessions_can_be_ended_where_no_more_can_be_written(
     await store.close()
 
 
+def damage_first_table(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    page = int.from_bytes(content[16:18])
+    # Its root is the second page, of which the first byte is the type (SQLite file format, 1.6).
+    content[page] = 0
+    path.write_bytes(content)
+
+
 async def test_damage_that_no_record_has_is_counted_as_such(path: Path) -> None:
     store = SqliteStore(path)
     await store.insert(numbered(0))
     await store.close()
-    content = bytearray(path.read_bytes())
-    page = int.from_bytes(content[16:18])
-    # The root of the first table: its type is the first byte (SQLite file format, 1.6).
-    content[page] = 0
-    path.write_bytes(content)
+    damage_first_table(path)
 
     store = SqliteStore(path)
     with pytest.raises(StoreUnavailable):

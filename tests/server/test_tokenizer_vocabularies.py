@@ -20,7 +20,7 @@ from support.tokenizers_ import (
     tokenizer,
 )
 from support.turns import text_in_turns
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 from unrolled_server.sentencepiece_model import SentencePieceVocabulary
 from unrolled_server.text import newest_shown, partial_after, text_stream
 from unrolled_server.tokenizer_json import TokenizerVocabulary
@@ -200,6 +200,29 @@ def test_text_that_a_tokenizer_would_drop(text: str, offset: int, symbol: str) -
         vocabulary.encode(text)
     assert (caught.value.offset, caught.value.text) == (offset, symbol)
     assert vocabulary.encode("aab ").tolist() == [0, 3, 2]
+
+
+def with_added_tokens() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    tokenizer.add_tokens([AddedToken("[X]"), AddedToken("[X]+")])
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", ["ab", "a<|end|>b", "[X]a", "a[X]+[X]"])
+def test_added_tokens_have_characters_that_no_other_has(text: str) -> None:
+    tokenizer = with_added_tokens()
+    vocabulary = TokenizerVocabulary(tokenizer.to_str(), None, ())
+    expected = tokenizer.encode(text, add_special_tokens=False).ids
+    assert vocabulary.encode(text).tolist() == expected
+
+
+@pytest.mark.parametrize(("text", "offset"), [("a<|end|>b<", 9), ("X[X]", 0)])
+def test_nor_has_any_other_outside_of_them(text: str, offset: int) -> None:
+    vocabulary = TokenizerVocabulary(with_added_tokens().to_str(), None, ())
+    with pytest.raises(UnknownSymbol) as caught:
+        vocabulary.encode(text)
+    assert caught.value.offset == offset
 
 
 def test_a_word_that_a_tokenizer_refuses() -> None:

@@ -65,5 +65,7 @@ def _check(channel: grpc.Channel, service: str, timeout: float) -> HealthCheckRe
     # Its published types know no methods.
     stub: Any = HealthStub(channel)
     with translated():
-        answer: HealthCheckResponse = stub.Check(HealthCheckRequest(service=service), deadline(timeout))
+        answer: HealthCheckResponse = stub.Check(
+            HealthCheckRequest(service=service), deadline(timeout)
+        )
     return answer
