@@ -42,9 +42,7 @@ class TokenizerVocabulary:
         self._spellings = _spellings(self._tokenizer, self.size)
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index for index, token in added.items() if token.special}
-        self._added = _any_of(
-            token.content for token in added.values() if not token.single_word
-        )
+        self._added = _any_of(token.content for token in added.values() if not token.single_word)
         bytes_of = _byte_reading(specification)
         self._fixed = [bytes_of(spelling) for spelling in self._spellings]
         lengths = (len(self.token(index)) for index in range(self.size))

@@ -404,7 +404,7 @@ def test_a_character_that_only_an_added_token_has(tmp_path: Path) -> None:
     path.write_text("ab<|end|>ba")
     parts = list(read_parts(path, message, files))
     expected = made.encode("ab<|end|>ba", add_special_tokens=False).ids
-    assert np.concatenate([part.tokens for part in parts]).tolist() == expected
+    assert np.concatenate([part.ids for part in parts]).tolist() == expected
     path.write_text("ab<|end|>b<")
     with pytest.raises(TextError, match=r"text.txt: '<' at character 10 is not in the voc"):
         list(read_parts(path, message, files))
