@@ -45,7 +45,7 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.session_stores import close_sessions, follow_expiry, open_sessions
 from unrolled_server.snapshots import Snapshots
 from unrolled_server.stats import EngineStats, Tally, Unasked
-from unrolled_server.stopping import StopSignals
+from unrolled_server.stopping import StopSignals, leave_while_starting
 from unrolled_server.tasks import TurnLimits
 from unrolled_server.turn_times import SlowTurns, TurnWatcher
 from unrolled_server.turns import Turns
@@ -101,8 +101,9 @@ async def serve(config: Config) -> None:
     """
     check_device(config.device)
     failpoints.arm(os.environ)
-    stop = StopSignals()
+    leave_while_starting()
     server = await _put_together(config)
+    stop = StopSignals()
     await server.start()
     await stop.asked.wait()
     await server.end(stop.at_once)

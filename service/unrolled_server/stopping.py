@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from types import FrameType
+from typing import NoReturn
 
 NUMBERS = tuple(
     number
@@ -11,6 +13,19 @@ NUMBERS = tuple(
     # nohup has the end of a terminal ignored.
     if signal.getsignal(number) is not signal.SIG_IGN
 )
+
+
+def leave_while_starting() -> None:
+    """Until there are StopSignals: the first ends the process, in which nothing is under way.
+
+    The system would do that by itself, but not in a container, whose first process it spares.
+    """
+    for number in NUMBERS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 class StopSignals:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +194,28 @@ def test_an_idle_server_ends_at_a_signal(repository: Repository, number: signal.
     assert server.process.returncode == 0
     events = [fields_of(line)["event"] for line in log.splitlines()]
     assert events == ["draining", "stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_still_starting_ends_at_once(
+    repository: Repository, tmp_path: Path, number: signal.Signals
+) -> None:
+    version = tmp_path / "models" / "lstm" / "1"
+    shutil.copytree(repository.path / "lstm" / "1", version)
+    (version / "engine.onnx").unlink()
+    # Whoever reads it waits for somebody who writes.
+    os.mkfifo(version / "engine.onnx")
+    command = [sys.executable, "-m", "unrolled_server", "--models", str(tmp_path / "models")]
+    command += ["--port", "0", "--metrics-port", "0", "--store", "memory"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        watchdog = threading.Timer(SECONDS, process.kill)
+        watchdog.start()
+        # Opened once the server has opened it, too.
+        with (version / "engine.onnx").open("wb"):
+            process.send_signal(number)
+            _, log = process.communicate()
+        watchdog.cancel()
+    assert (process.returncode, log) == (0, "")
 
 
 ENDLESS = 2_000_000_000
