@@ -70,7 +70,10 @@ def test_word_language_model(rnn_type: str, tied: bool) -> None:
     assert reading.network.cell == Cell(rnn_type.lower())
     assert reading.network.parameters == trained(model)
     assert reading.text.endswith("tied to the embedding") == tied
+    nothing = "nothing without weights (an activation, a norm) between"
     assert reading.assumptions == (
+        f"{nothing} encoder and rnn (else --set input_activation=relu)",
+        f"{nothing} rnn and decoder (else --set head_activation=relu)",
         "RNNModel is taken to apply its modules one after another and nothing else",
     )
     check(model, reading.network)
@@ -314,7 +317,8 @@ def test_fairseq_lstm_lm(out: int, share: bool) -> None:
     model = LstmDecoder(out, share)
     tensors = {f"decoder.{name}": tensor for name, tensor in model.state_dict().items()}
     reading = read(tensors)
-    assert "no residual connections between the recurrent modules" in reading.assumptions
+    assert "no residual connections, gates or scalings" in reading.assumptions
+    assert "the cells compute as nn.LSTMCell (gates i, f, g, o)" in reading.assumptions
     assert reading.network.parameters == trained(model)
     check(model, reading.network)
 

@@ -42,7 +42,7 @@ def modules_of(model: nn.Module) -> Modules:
     plain = (int, float, str, bool, tuple, type(None))
     return {
         path: Module(
-            type(module).__name__,
+            f"{type(module).__module__}.{type(module).__qualname__}",
             {key: value for key, value in vars(module).items() if isinstance(value, plain)},
         )
         for path, module in model.named_modules()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from unrolled_export.errors import CheckpointError, SettingNeeded
 from unrolled_export.network import Floats
 
 _LONGEST_NAME = 500
+_COUNTER = re.compile(
+    r"num_batches_tracked|n_averaged|(\w+_)?(steps?|iters?|iterations?|epochs?|updates?|batches"
+    r"|calls|count(er|s)?|version)",
+    re.IGNORECASE,
+)
 
 
 class Tensors:
@@ -88,8 +94,9 @@ class Tensors:
         return np.array_equal(first, second)
 
     def is_counter(self, name: str) -> bool:
-        """Whether the tensor is a single integer, which is no weight."""
-        return self.shape(name) == () and self._arrays[name].dtype.kind in "iu"
+        """Whether the tensor is a single integer that is called a count, which no output needs."""
+        is_integer = self.shape(name) == () and self._arrays[name].dtype.kind in "iu"
+        return is_integer and _COUNTER.fullmatch(name.rpartition(".")[2]) is not None
 
     def set_aside(self, names: Iterable[str], reason: str | None) -> None:
         """Use those of `names` that are left no further: they are neither left over nor counted.

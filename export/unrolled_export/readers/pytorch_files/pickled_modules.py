@@ -46,7 +46,7 @@ def flat_module(file: Path, root: Opaque) -> tuple[dict[str, Tensor], Modules]:
     while waiting:
         path, module = waiting.pop()
         if id(module) not in described:
-            described[id(module)] = Module(module.short_name, _attributes(module))
+            described[id(module)] = Module(module.class_name, _attributes(module))
         modules[path] = described[id(module)]
         start = f"{path}." if path else ""
         tensors.update((start + name, tensor) for name, tensor in _own_tensors(module).items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from unrolled_export.network import Activation, Cell
@@ -10,11 +10,16 @@ from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.state_dicts.activations import Activations
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.initial_states import InitialStates
+from unrolled_export.readers.state_dicts.module_classes import is_own
 from unrolled_export.readers.state_dicts.numbering import are_neighbours
 from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, beside, module_of
 from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.tensors import Tensors
 
+_CELLS = {
+    Cell.LSTM: "nn.LSTMCell (gates i, f, g, o)",
+    Cell.GRU: "nn.GRUCell (gates r, z, n, the reset after the product)",
+}
 _NOTHING = "nothing without weights (an activation, a norm)"
 
 
@@ -60,20 +65,20 @@ def _head_text(chain: Chain) -> str:
     return f"head {name}{bias}{', tied to the embedding' if chain.ends.is_tied else ''}"
 
 
-def assumed_of_parts(chain: Chain, modules: Modules) -> Iterator[str]:
+def assumed_of_parts(chain: Chain, cell: Cell, modules: Modules) -> Iterator[str]:
     """What is taken for granted beside places and activations."""
-    if len(chain.recurrent) > 1:
-        yield "no residual connections between the recurrent modules"
     for module in chain.recurrent:
         if len(module.layers[0].keys() & {"bias_ih", "bias_hh"}) == 1:
             yield f"the bias that {module.name} lacks is zero"
+    if not all(_is_told(part, modules) for part in chain.recurrent):
+        yield f"the cells compute as {_CELLS.get(cell, 'nn.RNNCell')}"
     for part in chain.free:
         if isinstance(part, Norm) and not part.is_batch and part.name not in modules:
             yield f"{part.name} is a layer norm"
 
 
-def assumed_unseen(chain: Chain, activations: Activations) -> Iterator[str]:
-    """What tensors alone cannot show, where no question has settled it."""
+def assumed_unseen(chain: Chain, activations: Activations, modules: Modules) -> Iterator[str]:
+    """What neither tensors nor modules can show, where no question has settled it."""
     first, last = chain.recurrent[0], chain.recurrent[-1]
     before = [*_embedding(chain), *chain.before, first]
     for part, following in (*pairwise(before), *pairwise((last, *chain.after, chain.ends.head))):
@@ -84,6 +89,22 @@ def assumed_unseen(chain: Chain, activations: Activations) -> Iterator[str]:
             yield f"{_NOTHING} between {_part_name(part)} and {name} (else --set {key}=relu)"
     if first is not last:
         yield f"{_NOTHING} between the recurrent modules"
+    if not is_own(modules):
+        if _may_be_parallel(chain.recurrent):
+            yield "each recurrent module reads what the one before it puts out"
+        yield "no residual connections, gates or scalings"
+
+
+def _may_be_parallel(recurrent: Sequence[Recurrent]) -> bool:
+    """Whether two of them could read the same values."""
+    widths = [part.inputs for part in recurrent]
+    return len(set(widths)) < len(widths)
+
+
+def _is_told(part: Recurrent, modules: Modules) -> bool:
+    """Whether it is of PyTorch: by the class of its module, or as nothing else names parameters
+    by layer."""
+    return part.name in modules or "_l0" in part.layers[0]["weight_hh"]
 
 
 def _embedding(chain: Chain) -> Iterator[Matrix]:

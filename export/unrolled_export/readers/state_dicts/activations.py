@@ -250,7 +250,7 @@ def _children(parent: str, modules: Modules) -> Iterator[str]:
 
 
 def _is_sequential(path: str, modules: Modules) -> bool:
-    return path in modules and modules[path].class_name == "Sequential"
+    return path in modules and modules[path].torch_class == "Sequential"
 
 
 def _known_linear(chain: Chain, modules: Modules) -> set[str]:

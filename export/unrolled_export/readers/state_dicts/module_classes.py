@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from unrolled_export.network import Cell
-from unrolled_export.readers.pytorch_files.module_info import Modules
+from unrolled_export.readers.pytorch_files.module_info import Module, Modules
 from unrolled_export.readers.state_dicts.activations import ACTIVATION_CLASSES, NORMALISED_CLASSES
 from unrolled_export.readers.state_dicts.chains import Chain
-from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part
+from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, module_of
 from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.tensors import Tensors
 
@@ -22,10 +22,18 @@ _READ = frozenset(
         *("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"),
         *("Linear", "Embedding", "LayerNorm", "BatchNorm1d"),
         *("ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Sequential"),
-        *("Identity", "DataParallel", "DistributedDataParallel", "WeightDrop", "WeightDropout"),
+        *("Identity", "DataParallel", "DistributedDataParallel"),
     }
 )
-"""Classes that say no more than their tensors do, beside dropouts, losses and activations."""
+"""Classes of PyTorch that say no more than their tensors do, beside dropouts and losses."""
+_TORCH_NAMES = _READ | ACTIVATION_CLASSES | NORMALISED_CLASSES
+_OF_FAMILIES = frozenset(
+    {
+        *("WeightDrop", "WeightDropout", "EmbeddingDropout"),
+        *("DistributedDataParallel", "AveragedModel", "OptimizedModule"),
+    }
+)
+"""Classes elsewhere that do the same: of awd-lstm-lm and fastai, of apex and PyTorch itself."""
 _UNREAD = re.compile(
     r"(Lazy|Adaptive|Fractional|LP|Max|Avg|Circular|Constant|Reflection|Replication|Zero|Batch|"
     r"Instance|Conv|Transpose|Pool|Unpool|Pad|Norm)+[123]d"
@@ -48,34 +56,65 @@ def refuse_unread_classes(tensors: Tensors, modules: Modules) -> None:
             )
 
 
-def is_known(name: str) -> bool:
-    """Whether a class says no more than its tensors and its place do."""
-    return (
-        name in _READ | ACTIVATION_CLASSES | NORMALISED_CLASSES
-        or "Dropout" in name
-        or name.endswith(("Loss", "Loss2d", "DP"))
-    )
+def is_known(module: Module, *, is_empty: bool) -> bool:
+    """Whether its class says no more than its tensors and its place do; `is_empty` where it holds
+    neither tensors nor modules."""
+    name = module.class_name
+    if module.torch_class is not None:
+        return name in _TORCH_NAMES or "Dropout" in name or name.endswith(("Loss", "Loss2d"))
+    return name in _OF_FAMILIES or (is_empty and ("Dropout" in name or name.endswith("Loss")))
 
 
-def assumed_of_classes(chain: Chain, cell: Cell, modules: Modules) -> Iterator[str]:
+def assumed_of_classes(
+    tensors: Tensors, chain: Chain, cell: Cell, modules: Modules
+) -> Iterator[str]:
     """What is taken for granted of modules whose classes are not known."""
-    parts = {part.name: part for part in chain.parts}
-    ends = (chain.ends.embedding, chain.ends.head)
-    parts |= {end.name: end for end in ends if end is not None}
+    parts = dict(_parts_by_path(chain))
+    names = (*tensors.arrays(), *modules)
     running: list[str] = []
     idle: list[str] = []
     for path, module in modules.items():
-        name = module.class_name
-        if is_known(name):
+        is_empty = path != "" and not any(name.startswith(f"{path}.") for name in names)
+        if is_known(module, is_empty=is_empty):
             continue
+        name = _shown(module)
         if path in parts:
             yield f"{name} computes as nn.{_standard(parts[path], chain, cell)}"
         elif _has_modules(path, modules):
             running.append(name)
+        elif module.class_name in ACTIVATION_CLASSES | NORMALISED_CLASSES:
+            yield f"{name} computes as nn.{module.class_name}"
         else:
             idle.append(name)
     yield from _assumed(running, "to apply its modules one after another and nothing else")
     yield from _assumed(idle, "to change nothing")
+
+
+def is_sequence(modules: Modules) -> bool:
+    """Whether the pickled model as a whole is one that only applies its modules in turn."""
+    return "" in modules and modules[""].torch_class == "Sequential"
+
+
+def is_own(modules: Modules) -> bool:
+    """Whether the pickled model as a whole is of a class of its own, which something is assumed
+    of."""
+    return "" in modules and not is_known(modules[""], is_empty=False)
+
+
+def _shown(module: Module) -> str:
+    """Its class, told from PyTorch's of the same name."""
+    is_alike = module.torch_class is None and module.class_name in _TORCH_NAMES
+    return f"the model's own {module.class_name}" if is_alike else module.class_name
+
+
+def _parts_by_path(chain: Chain) -> Iterator[tuple[str, Part]]:
+    """Every part, under each of its names."""
+    ends = (chain.ends.head, *(() if chain.ends.embedding is None else (chain.ends.embedding,)))
+    for part in (*ends, *chain.parts):
+        if isinstance(part, Matrix):
+            yield from ((module_of(name), part) for name in part.names)
+        else:
+            yield part.name, part
 
 
 def _standard(part: Part, chain: Chain, cell: Cell) -> str:

@@ -111,7 +111,7 @@ def _is_registered(chain: Chain, modules: Modules) -> bool:
 
 def _is_spread(path: str, names: Sequence[str], modules: Modules) -> bool:
     inside = [name for name in names if name.startswith(f"{path}.")]
-    return len(inside) > 1 and modules[path].class_name != "Sequential"
+    return len(inside) > 1 and modules[path].torch_class != "Sequential"
 
 
 def _parted(one: str, other: str) -> tuple[str, str]:

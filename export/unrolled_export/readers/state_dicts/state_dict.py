@@ -44,6 +44,7 @@ from unrolled_export.readers.state_dicts.initial_states import (
 )
 from unrolled_export.readers.state_dicts.module_classes import (
     assumed_of_classes,
+    is_sequence,
     refuse_unread_classes,
 )
 from unrolled_export.readers.state_dicts.parametrized import with_plain_weights
@@ -125,13 +126,13 @@ def _read(
     network = replace(network, initial=fitted_initial(tensors, initial, network.states))
     text = reading_text(tensors, chain, cell, activations, initial)
     tensors.check_all_taken(text)
-    is_all_told = bool(modules) or said is not None
+    is_all_told = is_sequence(modules) or said is not None
     assumptions = (
         *placing,
         *activations.assumptions,
-        *assumed_of_parts(chain, modules),
-        *(() if is_all_told else assumed_unseen(chain, activations)),
-        *assumed_of_classes(chain, cell, modules),
+        *assumed_of_parts(chain, cell, modules),
+        *(() if is_all_told else assumed_unseen(chain, activations, modules)),
+        *assumed_of_classes(tensors, chain, cell, modules),
     )
     return Reading(network, text, assumptions), chain
 

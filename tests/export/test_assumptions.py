@@ -1,0 +1,237 @@
+"""What a reading takes for granted, where a model does something else.
+
+Every model is run in PyTorch: the network that is read from it differs, and `assumed` says in what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.recognition import ids, logprobs, modules_of, randomise, read
+from torch import Tensor, nn
+from torch.nn import functional
+from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.pytorch_files.module_info import Module
+from unrolled_export.readers.pytorch_files.module_tree import find_model
+from unrolled_export.readers.pytorch_files.torch_file import read_tree
+from unrolled_export.readers.settings import Settings
+from unrolled_export.readers.state_dicts.state_dict import Reading, read_state_dict
+from unrolled_export.readers.tensors import Tensors
+
+V, H = 11, 6
+APPLIED = "is taken to apply its modules one after another and nothing else"
+UNSEEN = "no residual connections, gates or scalings"
+
+
+def is_right(model: nn.Module, reading: Reading) -> bool:
+    tokens = ids(V)
+    with torch.inference_mode():
+        expected = model.eval()(tokens).log_softmax(-1)
+    return torch.allclose(logprobs(reading.network, tokens), expected, rtol=0, atol=1e-4)
+
+
+class Usual(nn.Module):
+    """An embedding, a layer and a head."""
+
+    def __init__(self, rnn: nn.Module | None = None, embed: nn.Module | None = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(V, H) if embed is None else embed
+        self.rnn = nn.GRU(H, H) if rnn is None else rnn
+        self.fc = nn.Linear(H, V)
+        randomise(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.rnn(self.embed(tokens))[0])
+        return logits
+
+
+class Summed(Usual):
+    """What the layer reads is added to what it puts out."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values = self.embed(tokens)
+        logits: Tensor = self.fc(self.rnn(values)[0] + values)
+        return logits
+
+
+GRU = type("GRU", (Summed,), {})
+CharDropout = type("CharDropout", (Summed,), {})
+ModelWithLoss = type("ModelWithLoss", (Summed,), {})
+NetDP = type("NetDP", (Summed,), {})
+
+
+@pytest.mark.parametrize("kind", [GRU, CharDropout, ModelWithLoss, NetDP])
+def test_a_model_whose_class_is_called_like_a_known_one(kind: type[nn.Module]) -> None:
+    model = kind()
+    reading = read(model.state_dict(), modules=modules_of(model))
+    assert not is_right(model, reading)
+    name = "the model's own GRU" if kind is GRU else kind.__name__
+    assert f"{name} {APPLIED}" in reading.assumptions
+
+
+class LSTMCell(nn.Module):
+    """Its gates are in another order than PyTorch's; runs over a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_ih, self.weight_hh = (nn.Parameter(torch.zeros(4 * H, H)) for _ in range(2))
+        self.bias_ih, self.bias_hh = (nn.Parameter(torch.zeros(4 * H)) for _ in range(2))
+
+    def forward(self, values: Tensor) -> tuple[Tensor]:
+        hidden = cell = torch.zeros(H)
+        outputs = []
+        for value in values:
+            gates = functional.linear(value, self.weight_ih, self.bias_ih)
+            gates = gates + functional.linear(hidden, self.weight_hh, self.bias_hh)
+            i, f, o, g = gates.chunk(4)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+        return (torch.stack(outputs),)
+
+
+class Embedding(nn.Embedding):
+    """Scales what it looks up."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+PARTS: dict[str, tuple[Callable[[], Usual], str]] = {
+    "a cell": (
+        lambda: Usual(LSTMCell()),
+        "the model's own LSTMCell computes as nn.LSTMCell",
+    ),
+    "an embedding": (
+        lambda: Usual(embed=Embedding(V, H)),
+        "the model's own Embedding computes as nn.Embedding",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_a_part_whose_class_is_called_like_one_of_pytorch(case: str) -> None:
+    make, phrase = PARTS[case]
+    model = make()
+    reading = read(model.state_dict(), modules=modules_of(model))
+    assert not is_right(model, reading)
+    assert phrase in reading.assumptions
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("ReLU", ["head_activation=relu"]), ("Softmax", [])]
+)
+def test_a_function_whose_class_is_called_like_one_of_pytorch(
+    name: str, settings: list[str]
+) -> None:
+    model = Usual()
+    modules = {**modules_of(model), "part": Module(f"model.{name}", {})}
+    reading = read(model.state_dict(), *settings, modules=modules)
+    assert f"the model's own {name} computes as nn.{name}" in reading.assumptions
+
+
+def test_classes_of_torchscript_are_those_of_pytorch() -> None:
+    mangled = Module("__torch__.torch.nn.modules.linear.___torch_mangle_3.Linear", {})
+    assert mangled.torch_class == mangled.class_name == "Linear"
+    assert Module("__torch__.model.Linear", {}).torch_class is None
+
+
+def test_a_cell_of_a_state_dict() -> None:
+    model = Usual(LSTMCell())
+    reading = read(model.state_dict())
+    assert not is_right(model, reading)
+    assert "the cells compute as nn.LSTMCell (gates i, f, g, o)" in reading.assumptions
+    assert not any("cells" in phrase for phrase in read(Usual().state_dict()).assumptions)
+
+
+def test_a_sum_in_a_state_dict() -> None:
+    model = Summed()
+    reading = read(model.state_dict())
+    assert not is_right(model, reading)
+    assert UNSEEN in reading.assumptions
+
+
+class Parallel(nn.Module):
+    """Two layers that read the same and whose outputs are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(V, H)
+        self.rnns = nn.ModuleList([nn.GRU(H, H), nn.GRU(H, H)])
+        self.fc = nn.Linear(H, V)
+        randomise(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        one, other = (rnn(self.embed(tokens))[0] for rnn in self.rnns)
+        logits: Tensor = self.fc(one + other)
+        return logits
+
+
+def test_layers_side_by_side() -> None:
+    model = Parallel()
+    reading = read(model.state_dict())
+    assert not is_right(model, reading)
+    assert "each recurrent module reads what the one before it puts out" in reading.assumptions
+
+
+WITHOUT_CLASS: dict[str, Callable[[Usual], object]] = {
+    "a dict": lambda it: {"embed": it.embed, "rnn": it.rnn, "fc": it.fc},
+    "a list": lambda it: [it.embed, it.rnn, it.fc],
+    "one module": lambda it: {
+        "embed": it.embed.state_dict(),
+        "rnn": it.rnn,
+        "fc": it.fc.state_dict(),
+    },
+    "nn.ModuleDict": lambda it: nn.ModuleDict({"embed": it.embed, "rnn": it.rnn, "fc": it.fc}),
+    "nn.ModuleList": lambda it: nn.ModuleList([it.embed, it.rnn, it.fc]),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_CLASS)
+def test_modules_without_a_model_around_them(case: str, tmp_path: Path) -> None:
+    model = Summed()
+    path = tmp_path / "model.pt"
+    torch.save(WITHOUT_CLASS[case](model), path)
+    settings = Settings(allow_pickle=True)
+    found = find_model(path, read_tree(path, True), settings)
+    reading = read_state_dict(
+        Tensors(path, found.arrays), settings, modules=found.modules, hints=found.hints
+    )
+    assert not is_right(model, reading)
+    assert UNSEEN in reading.assumptions
+    assert any("else --set head_activation=relu" in phrase for phrase in reading.assumptions)
+
+
+class First(nn.Module):
+    """The outputs of a layer, without its states."""
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return pair[0]
+
+
+@pytest.mark.parametrize("name", ["scale", "temperature", "num_heads"])
+def test_a_number_that_may_be_a_factor(name: str) -> None:
+    tensors = {**Usual().state_dict(), name: torch.tensor(4)}
+    with pytest.raises(CheckpointError, match=rf"tensors left over: {name} \[\]"):
+        read(tensors)
+
+
+@pytest.mark.parametrize(
+    "name", ["bn.num_batches_tracked", "n_averaged", "ema.num_updates", "global_step", "epoch"]
+)
+def test_a_number_that_counts(name: str) -> None:
+    model = Usual()
+    reading = read({**model.state_dict(), name: torch.tensor(4)})
+    assert is_right(model, reading)
+    assert f"without {name} (a counter)" in reading.text
+
+
+def test_a_sequence_hides_nothing_but_classes_of_its_own() -> None:
+    model = nn.Sequential(nn.Embedding(V, H), nn.GRU(H, H), First(), nn.Linear(H, V))
+    randomise(model)
+    reading = read(model.state_dict(), modules=modules_of(model))
+    assert is_right(model, reading)
+    assert reading.assumptions == ("First is taken to change nothing",)
