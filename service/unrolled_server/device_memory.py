@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,6 @@ from unrolled_server.runner import DeviceError, RunnerError
 
 ALIGNMENT = 256
 """Bytes; what cudaMalloc guarantees."""
-
-_LEFT_TO_CPU = "fallback to CPU EP"
-"""In what onnxruntime says where a node, or a provider, does not run on the device."""
 
 EXCLUSIVE = threading.RLock()
 """Held by whoever uses the device: onnxruntime captures CUDA graphs in a mode in which other
@@ -55,7 +55,12 @@ class Block:
             end += -(-size // ALIGNMENT) * ALIGNMENT
         self._bytes = end
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
-        self._value = make([end], np.uint8, device, 0)
+        try:
+            self._value = make([end], np.uint8, device, 0)
+        except Exception as error:
+            raise DeviceError(
+                f"{device}: no room for {end:,} bytes, which --max-rows bounds: {reason(error)}"
+            ) from error
 
     def part(self, name: str, index: int | None = None) -> Part:
         """An array, or the part of it at `index` of its first axis."""
@@ -129,19 +134,49 @@ def open_session(
 
     Raises RunnerError for a graph that cannot be read, DeviceError where it does not run there.
     """
+    if not graph.is_file():
+        raise RunnerError(f"{graph.name}: there is no such file; export with --device cuda")
+    missing = "" if device == "cpu" else load_libraries()
+    try:
+        return _session(graph, device, options)
+    except Exception as error:
+        if device == "cpu":
+            raise RunnerError(f"{graph.name}: {reason(error)}") from error
+        # Where it is the graph that cannot be read, the CPU says so as well.
+        open_session(graph, "cpu", {})
+        raise DeviceError(
+            f"{graph.name}: the session does not run on {device}: {missing or reason(error)}"
+        ) from error
+
+
+def _session(graph: Path, device: str, options: Mapping[str, str]) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = 1
-    if not graph.is_file():
-        raise RunnerError(f"{graph.name}: there is no such file; export with --device cuda")
     provider = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[device]
     if device != "cpu":
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     given = [(provider, dict(options) if device != "cpu" else {})]
+    # Else a provider that fails is replaced by the CPU's, whose complaint then hides why.
+    return onnxruntime.InferenceSession(str(graph), settings, providers=given, enable_fallback=0)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what onnxruntime raised, whose types share no base class but this."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@cache
+def load_libraries() -> str:
+    """Load CUDA's libraries, once, from where pip puts them or where the system looks.
+
+    onnxruntime by itself looks in the latter alone. Returns which are not there, empty for none.
+    """
+    said = io.StringIO()
     try:
-        return onnxruntime.InferenceSession(str(graph), settings, providers=given)
+        with redirect_stdout(said):
+            onnxruntime.preload_dlls()
     except Exception as error:
-        # onnxruntime raises types of its own that share no base class but this.
-        if _LEFT_TO_CPU in str(error):
-            raise DeviceError(f"{graph.name}: the session does not run on {device}") from error
-        raise RunnerError(f"{graph.name}: {str(error).splitlines()[0]}") from error
+        return reason(error)
+    failed = [line for line in said.getvalue().splitlines() if line.startswith("Failed")]
+    return "; ".join([*failed, "requirements/gpu.txt has them"]) if failed else ""

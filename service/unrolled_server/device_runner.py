@@ -16,6 +16,7 @@ Everything here runs on the CPU as well, which is where it is tested.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +24,24 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from unrolled_server.device_memory import EXCLUSIVE, Binding, Part, SharedBlock, open_session
+from unrolled_server.device_memory import (
+    EXCLUSIVE,
+    Binding,
+    Part,
+    SharedBlock,
+    open_session,
+    reason,
+)
 from unrolled_server.device_states import ROWS, DeviceStates
-from unrolled_server.runner import LOGPROBS_BYTES, StateSpec, check_signature
+from unrolled_server.runner import LOGPROBS_BYTES, DeviceError, StateSpec, check_signature
 from unrolled_server.types import MAX_STEPS, Floats, Places, Tokens
 
 STEP = "device.onnx"
 FILTERS = "device_filters.onnx"
 GRAPHS = (STEP, FILTERS, ROWS)
+
+TRIED = 2
+"""Steps of a run that tries a device out: the second reads what the first has made there."""
 
 LARGEST_SORT = 4096
 """Tokens up to which CUDA sorts the rows of a batch together; filters over more run on the CPU."""
@@ -123,7 +134,7 @@ class DeviceRunner:
         self.state_size = sum(spec.size for spec in states)
         self.prompt_rows = 0
         """There is no graph for prompts on a device."""
-        self._captures = config.captures and config.device == "cuda"
+        self._captures = config.captures
         options = {"use_tf32": str(int(config.tf32)), "enable_cuda_graph": str(int(self._captures))}
         self._filters_here = vocabulary <= config.largest_sort
         filters_device = config.device if self._filters_here else "cpu"
@@ -146,6 +157,30 @@ class DeviceRunner:
         """Whether any row in the run uses top_k, top_p or min_p."""
         self.wants_logprobs = np.ones((), np.bool_)
         """Whether any row in the run needs more than the log-probabilities of its tokens."""
+
+    def try_out(self) -> None:
+        """Run one row as turns do, before there are any; nothing of it stays.
+
+        Raises DeviceError where that fails.
+        """
+        try:
+            # A CUDA graph belongs to the thread that captures it: rather to none that goes on.
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                thread.submit(self._try_runs).result()
+        except Exception as error:
+            raise DeviceError(f"{STEP}: a run fails on {self.device}: {reason(error)}") from error
+
+    def _try_runs(self) -> None:
+        wanted = self.wants_logprobs.copy()
+        for filters in (False, True):
+            self.load(0, None)
+            self.told(1, TRIED).fill(-1)
+            self.filtered[...], self.wants_logprobs[...] = filters, False
+            self.run(1, TRIED)
+            self.save(0)
+        self.filtered[...], self.wants_logprobs[...] = False, wanted
+        self.load(0, None)
+        self.pending[0] = 0
 
     def most_steps(self, rows: int) -> int:
         """Steps that there is room for."""

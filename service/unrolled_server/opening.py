@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unrolled_server.cores import usable_cores
@@ -52,7 +53,7 @@ def open_runners(
             if missing:
                 raise RunnerError(f"{missing[0]} is not there: export the model with --device cuda")
             device = DeviceConfig("cuda", tf32=halves)
-            return [DeviceRunner(folder, states, vocabulary, rows, device)]
+            return [_device_runner(folder, states, vocabulary, rows, device)]
         except (RunnerError, DeviceError) as error:
             if config.device == "cuda":
                 raise
@@ -66,6 +67,30 @@ def open_runners(
     lanes = max(1, min(threads, rows // FULL))
     runner = _runner(graph, states, vocabulary, -(-rows // lanes), 1, prompt)
     return [runner, *(runner.another() for _ in range(lanes - 1))]
+
+
+def _device_runner(
+    folder: Path,
+    states: tuple[StateSpec, ...],
+    vocabulary: int,
+    rows: int,
+    config: DeviceConfig,
+) -> DeviceRunner:
+    """A runner that runs, without CUDA graphs where these cannot be made.
+
+    Raises RunnerError and DeviceError, the latter as well where no run succeeds.
+    """
+    runner = DeviceRunner(folder, states, vocabulary, rows, config)
+    try:
+        runner.try_out()
+        return runner
+    except DeviceError as error:
+        log_event(logger, logging.WARNING, "cuda_graphs_unused", reason=str(error))
+    # What has failed may be of no more use, and takes memory.
+    del runner
+    runner = DeviceRunner(folder, states, vocabulary, rows, replace(config, captures=False))
+    runner.try_out()
+    return runner
 
 
 def _runner(

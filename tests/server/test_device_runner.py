@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnxruntime import RunOptions
 from support.calls import SECONDS
 from support.models import CHARACTERS, RECIPES, TorchModel, build, export
 from support.oracle import Draw, LoneRun, LoneSequence, State, uniform
 from unrolled_server import opening
 from unrolled_server.delivery import Delivery
-from unrolled_server.device_memory import open_session
+from unrolled_server.device_memory import Binding, Block, load_libraries, open_session
 from unrolled_server.device_runner import FILTERS, GRAPHS, STEP, DeviceConfig, DeviceRunner
 from unrolled_server.lane import Lane
 from unrolled_server.opening import open_runners
-from unrolled_server.runner import DeviceError, RunnerConfig, RunnerError, StateSpec
+from unrolled_server.runner import DeviceError, Runner, RunnerConfig, RunnerError, StateSpec
 from unrolled_server.running import AnyRunner
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
@@ -406,6 +409,91 @@ def test_cuda_without_its_graphs_says_how_they_are_made(
     assert opened(exported, "auto", files=("engine.onnx",)).device == "cpu"
 
 
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU in place of a CUDA device."""
+    monkeypatch.setattr(opening, "has_cuda", lambda: True)
+    monkeypatch.setattr(opening, "DeviceConfig", lambda _, **rest: DeviceConfig("cpu", **rest))
+
+
+def fail_runs(monkeypatch: pytest.MonkeyPatch, fails: Callable[[RunOptions | None], bool]) -> None:
+    """Have onnxruntime fail in the runs of some options."""
+    run = Binding.run
+
+    def failing(binding: Binding, options: RunOptions | None = None) -> None:
+        if fails(options):
+            raise RuntimeError("CUDA failure 901: operation failed\nin a node")
+        run(binding, options)
+
+    monkeypatch.setattr(Binding, "run", failing)
+
+
+def is_captured(options: RunOptions | None) -> bool:
+    try:
+        return options is not None and bool(options.get_run_config_entry("gpu_graph_id"))
+    except RuntimeError:
+        return False
+
+
+def drawn(runner: AnyRunner) -> list[int]:
+    runner.load(0, None)
+    runner.pending[0] = 7
+    runner.wants_logprobs[...] = False
+    runner.told(1, 9).fill(-1)
+    runner.uniforms(1, 9)[...] = np.linspace(0, 0.99, 9)[:, None]
+    tokens: list[int] = runner.run(1, 9)[0][:, 0].tolist()
+    return tokens
+
+
+def events(caplog: pytest.LogCaptureFixture) -> dict[str, str]:
+    return {record.message: record.fields["reason"] for record in caplog.records}  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("filters", [False, True])
+def test_a_runner_that_was_tried_out_is_as_new(exported: Exported, filters: bool) -> None:
+    tried, new = opened(exported, "cuda"), exported.runner()
+    assert isinstance(tried, DeviceRunner)
+    for runner in (tried, new):
+        runner.filtered[...] = filters
+    assert (tried.pending == new.pending).all()
+    assert tried.save(0).tolist() == new.save(0).tolist()
+    assert bool(tried.wants_logprobs) == bool(new.wants_logprobs)
+    assert drawn(tried) == drawn(new)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_steps_that_cannot_be_captured_are_launched_node_by_node(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail_runs(monkeypatch, is_captured)
+    runner = opened(exported, "cuda")
+    (event,) = events(caplog).items()
+    assert event[0] == "cuda_graphs_unused"
+    assert re.search("device.onnx: a run fails on .*CUDA failure 901: operation failed$", event[1])
+    assert isinstance(runner, DeviceRunner)
+    assert drawn(runner) == drawn(exported.runner(DeviceConfig("cpu", captures=False)))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_device_on_which_every_run_fails_is_refused_and_auto_takes_the_cpu(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail_runs(monkeypatch, lambda _: True)
+    with pytest.raises(DeviceError, match=r"a run fails on .*CUDA failure 901"):
+        opened(exported, "cuda")
+    caplog.clear()
+    assert isinstance(opened(exported, "auto"), Runner)
+    found = events(caplog)
+    assert set(found) == {"cuda_graphs_unused", "device_unused"}
+    assert "CUDA failure 901" in found["device_unused"]
+
+
+def test_memory_that_a_device_does_not_have_is_the_devices_fault(exported: Exported) -> None:
+    with pytest.raises(DeviceError, match=r"no room for 4,\d+,\d+,\d+,\d+ bytes.*--max-rows"):
+        Block("cpu", {"x": (np.float32, (1 << 40,))})
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_auto_takes_the_cpu_where_no_session_runs_on_the_device(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
@@ -417,18 +505,70 @@ def test_auto_takes_the_cpu_where_no_session_runs_on_the_device(
         opened(exported, "cuda")
 
 
+@pytest.fixture
+def cuda_fails(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No session opens on CUDA; no library was looked for yet, and none will have been."""
+    real = onnxruntime.InferenceSession._create_inference_session
+
+    def create(session: Any, providers: Any, *rest: Any) -> None:
+        if "CUDAExecutionProvider" in str(providers):
+            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected\nGPU=-1")
+        real(session, providers, *rest)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+    load_libraries.cache_clear()
+    yield
+    load_libraries.cache_clear()
+
+
+@pytest.mark.usefixtures("cuda_fails")
+def test_why_a_device_is_not_used_is_said(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is not what the CPU says that onnxruntime falls back to; and none of it is output."""
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("all is well"))
+    with pytest.raises(DeviceError, match=r"device\.onnx: .*CUDA failure 100: no CUDA.*detected$"):
+        open_session(exported.folder / STEP, "cuda", {})
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("cuda_fails")
+def test_libraries_that_are_missing_are_named_and_looked_for_once_if_at_all(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def preload() -> None:
+        calls.append(1)
+        print("Failed to load libcurand.so.10: no such file\nPlease follow https://onnxruntime.ai")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(opening, "has_cuda", lambda: False)
+    for device in ("cpu", "auto"):
+        opened(exported, device)
+    exported.runner()
+    assert not calls
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=r"Failed to load libcurand.*requirements/gpu\.txt"):
+            open_session(exported.folder / STEP, "cuda", {})
+    assert len(calls) == 1
+    assert capfd.readouterr().out == ""
+
+
 def test_a_graph_of_another_model_is_refused(exported: Exported) -> None:
     specs = (replace(exported.specs[0], size=47), *exported.specs[1:])
     with pytest.raises(RunnerError, match=r"device\.onnx: input h_00"):
         DeviceRunner(exported.folder, specs, SIZE, ROWS, ON_CPU)
 
 
-def test_a_damaged_graph_is_named(exported: Exported, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.usefixtures("cuda_fails")
+def test_a_damaged_graph_is_named_wherever_it_is_opened(tmp_path: Path, device: str) -> None:
     (tmp_path / FILTERS).write_bytes(b"no graph")
-    with pytest.raises(RunnerError, match=FILTERS):
-        open_session(tmp_path / FILTERS, "cpu", {})
+    with pytest.raises(RunnerError, match=f"{FILTERS}: .*[Pp]rotobuf"):
+        open_session(tmp_path / FILTERS, device, {})
     with pytest.raises(RunnerError, match=f"{STEP}: there is no such file"):
-        open_session(tmp_path / STEP, "cpu", {})
+        open_session(tmp_path / STEP, device, {})
 
 
 def test_room_for_steps_shrinks_with_rows_only_where_distributions_are_wanted(

@@ -57,8 +57,6 @@ def main() -> int:
     if not has_cuda() or not torch.cuda.is_available():
         say("no CUDA device, or no driver or PyTorch for it: nothing was measured")
         return 1
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()
     prepare(models)
     return Bench(arguments.output, models, arguments.seconds).run()
 
