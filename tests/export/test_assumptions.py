@@ -13,7 +13,7 @@ import torch
 from support.recognition import ids, logprobs, modules_of, randomise, read
 from torch import Tensor, nn
 from torch.nn import functional
-from unrolled_export.errors import CheckpointError
+from unrolled_export.errors import CheckpointError, SettingError, SettingNeeded
 from unrolled_export.readers.pytorch_files.module_info import Module
 from unrolled_export.readers.pytorch_files.module_tree import find_model
 from unrolled_export.readers.pytorch_files.torch_file import read_tree
@@ -170,6 +170,81 @@ class Parallel(nn.Module):
         return logits
 
 
+class Repeated(nn.Module):
+    """One layer, applied several times."""
+
+    def __init__(self, rnn: nn.Module, *names: str, times: int) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Embedding(V, H), nn.Linear(H, V)
+        self.rnns = nn.ModuleDict(dict.fromkeys(names, rnn))
+        self.rnn, self.times = [rnn], times
+        randomise(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values = self.embed(tokens)
+        for _ in range(self.times):
+            values = self.rnn[0](values)[0]
+        logits: Tensor = self.fc(values)
+        return logits
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("rnn", [nn.LSTM(H, H), nn.GRU(H, H, 2)])
+def test_layers_that_share_their_weights(rnn: nn.Module, pickled: bool) -> None:
+    model = Repeated(rnn, "0", "1", "2", times=3)
+    modules = {
+        path: Module(f"torch.nn.{type(module).__name__}", {})
+        for path, module in model.named_modules(remove_duplicate=False)
+    }
+    reading = read(model.state_dict(), modules=modules if pickled else None)
+    assert is_right(model, reading)
+    assert reading.network.parameters == sum(it.numel() for it in model.parameters())
+
+
+def test_a_layer_under_another_name() -> None:
+    model = Repeated(nn.LSTM(H, H), "one", "other", times=1)
+    reading = read(model.state_dict())
+    assert is_right(model, reading)
+    phrase = "rnns.other is rnns.one under another name, no further layer"
+    assert phrase in reading.assumptions
+    again = Repeated(nn.LSTM(H, H), "one", "other", times=2)
+    assert not is_right(again, read(again.state_dict()))
+
+
+HEADLESS = {
+    "a state dict": {"embed.weight": "embed.weight"},
+    "fastai's encoder": {"embed.weight": "encoder.weight", "copy": "encoder_dp.emb.weight"},
+}
+
+
+@pytest.mark.parametrize("case", HEADLESS)
+def test_a_file_without_a_head(case: str) -> None:
+    model, names = Usual(), HEADLESS[case]
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if "rnn" in name}
+    tensors |= dict.fromkeys(names.values(), model.embed.weight.data)
+    reading = read(tensors)
+    assert not is_right(model, reading)
+    weight = names["embed.weight"]
+    phrase = f"the file has no head of its own: it is {weight} again, without bias"
+    assert phrase in reading.assumptions
+    for key in ("tied", "tie_weights", "args.share_decoder_input_output_embed"):
+        with pytest.raises(
+            CheckpointError, match=f"=False, but the file has no head beside {weight}"
+        ):
+            read(tensors, hints={key: False})
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_head_that_shares_the_weights_of_the_embedding(bias: bool) -> None:
+    model = Usual()
+    model.fc = nn.Linear(H, V, bias=bias)
+    randomise(model)
+    model.fc.weight = model.get_parameter("embed.weight")
+    reading = read(model.state_dict(), hints={"tied": False})
+    assert is_right(model, reading)
+    assert not any("no head of its own" in phrase for phrase in reading.assumptions)
+
+
 def test_layers_side_by_side() -> None:
     model = Parallel()
     reading = read(model.state_dict())
@@ -210,6 +285,33 @@ class First(nn.Module):
 
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
         return pair[0]
+
+
+@pytest.mark.parametrize("key", ["nonlinearity", "args.nonlinearity", "model_config.nonlinearity"])
+def test_a_nonlinearity_said_beside_the_model(key: str) -> None:
+    model = Usual(nn.RNN(H, H))
+    settings = ["head_activation=linear"]
+    reading = read(model.state_dict(), *settings, hints={key: "relu"})
+    assert not is_right(model, reading)
+    assert reading.assumptions[0] == (
+        f"the recurrent layers apply relu, as {key} says (else --set nonlinearity=tanh)"
+    )
+    chosen = read(model.state_dict(), *settings, "nonlinearity=tanh", hints={key: "relu"})
+    assert is_right(model, chosen)
+
+
+def test_a_nonlinearity_of_another_part() -> None:
+    model = Usual(nn.RNN(H, H))
+    with pytest.raises(SettingNeeded, match="a plain RNN, whose nonlinearity"):
+        read(model.state_dict(), hints={"config.mlp.nonlinearity": "relu"})
+
+
+def test_a_setting_that_the_module_contradicts() -> None:
+    model = Usual(nn.RNN(H, H, nonlinearity="relu"))
+    modules = modules_of(model)
+    with pytest.raises(SettingError, match="nonlinearity=tanh: module rnn has relu"):
+        read(model.state_dict(), "nonlinearity=tanh", modules=modules)
+    assert is_right(model, read(model.state_dict(), "nonlinearity=relu", modules=modules))
 
 
 @pytest.mark.parametrize("name", ["scale", "temperature", "num_heads"])

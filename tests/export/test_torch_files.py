@@ -304,9 +304,15 @@ def test_a_state_dict_wherever_it_lies(form: str, archive: bool, tmp_path: Path)
 def test_hints_lie_beside_the_model(tmp_path: Path) -> None:
     model = language_model()
     path = save(tmp_path / "model.pt", wrapped("lightning", model))
-    assert {"rnn_type": "LSTM", "n_layers": 2, "best": 0.5}.items() <= find(path).hints.items()
+    expected = {
+        "hyper_parameters.rnn_type": "LSTM",
+        "hyper_parameters.nested.n_layers": 2,
+        "callbacks.checkpoint.best": 0.5,
+    }
+    assert expected.items() <= find(path).hints.items()
     path = save(tmp_path / "other.pt", wrapped("optimizer", model))
-    assert {"epoch": 3, "rnn_type": "LSTM", "tied": False}.items() <= find(path).hints.items()
+    expected = {"epoch": 3, "args.rnn_type": "LSTM", "args.tied": False}
+    assert expected.items() <= find(path).hints.items()
 
 
 def test_a_whole_training_run(code: ModuleType, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class FoundModel:
     modules: Modules
     """Empty for a state dict."""
     hints: Mapping[str, object]
-    """Plain values beside and above it, of each name the nearest."""
+    """Plain values beside and above it by path, of each name the nearest."""
     place: str
     """Where in the file: keys and attributes, `.` for all of it."""
     is_script: bool = False
@@ -236,30 +236,40 @@ def _without_prefix(modules: Modules, prefix: str) -> Modules:
 
 def _hints(place: Place) -> dict[str, object]:
     """Plain values in the maps and objects around the model, and in those beside it."""
-    hints: dict[str, object] = {}
-    seen: set[int] = set()
+    hints = _Hints()
     around = (place, *place.ancestors())
     for holder in around:
         # What a module says itself is in the modules.
         if not is_module(holder.value):
-            _add_hints(hints, holder.value, seen)
-        for value in _beside(holder.value, _HINT_LEVELS):
-            _add_hints(hints, value, seen)
-    return hints
+            hints.add("", holder.value)
+        for path, value in _beside(holder.value, _HINT_LEVELS):
+            hints.add(path, value)
+    return hints.by_path
 
 
-def _add_hints(hints: dict[str, object], value: object, seen: set[int]) -> None:
-    if id(value) in seen or isinstance(value, (list, tuple)):
-        return
-    seen.add(id(value))
-    for name, hint in plain_values(value):
-        hints.setdefault(name, hint)
+class _Hints:
+    """Plain values, of each name the first."""
+
+    def __init__(self) -> None:
+        self.by_path: dict[str, object] = {}
+        self._names: set[str] = set()
+        self._seen: set[int] = set()
+
+    def add(self, path: str, value: object) -> None:
+        """Those directly in a map or object; `path` is where it is, with a dot behind."""
+        if id(value) in self._seen or isinstance(value, (list, tuple)):
+            return
+        self._seen.add(id(value))
+        for name, hint in plain_values(value):
+            if name not in self._names:
+                self._names.add(name)
+                self.by_path[path + name] = hint
 
 
-def _beside(value: object, levels: int) -> Iterator[object]:
+def _beside(value: object, levels: int, path: str = "") -> Iterator[tuple[str, object]]:
     """Maps and objects inside, outer ones first, but neither modules nor what optimizers keep."""
     inner = [
-        child
+        (f"{path}{name}.", child)
         for name, child in children(value)
         if isinstance(child, (dict, Opaque))
         and not is_module(child)
@@ -268,5 +278,5 @@ def _beside(value: object, levels: int) -> Iterator[object]:
     ]
     yield from inner
     if levels > 1:
-        for child in inner:
-            yield from _beside(child, levels - 1)
+        for name, child in inner:
+            yield from _beside(child, levels - 1, name)

@@ -67,6 +67,8 @@ def _head_text(chain: Chain) -> str:
 
 def assumed_of_parts(chain: Chain, cell: Cell, modules: Modules) -> Iterator[str]:
     """What is taken for granted beside places and activations."""
+    if chain.is_tie_assumed:
+        yield f"the file has no head of its own: it is {chain.ends.head.weight} again, without bias"
     for module in chain.recurrent:
         if len(module.layers[0].keys() & {"bias_ih", "bias_hh"}) == 1:
             yield f"the bias that {module.name} lacks is zero"

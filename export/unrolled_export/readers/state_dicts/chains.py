@@ -33,6 +33,11 @@ class Chain:
     head_bias: str | None
 
     @property
+    def is_tie_assumed(self) -> bool:
+        """Whether the embedding is the head for want of another, and nothing shows that it is."""
+        return self.ends.is_tied and self.head_bias is None and not self.ends.is_tie_seen
+
+    @property
     def recurrent(self) -> tuple[Recurrent, ...]:
         return tuple(part for part in self.parts if isinstance(part, Recurrent))
 

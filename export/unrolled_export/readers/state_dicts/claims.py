@@ -37,6 +37,9 @@ _NORMS = {
     **dict.fromkeys(("layer_norm", "layernorm", "layer_normalization"), "layer norm"),
     **dict.fromkeys(("batch_norm", "batchnorm", "batch_normalization"), "batch norm"),
 }
+_TIES = re.compile(
+    r"(tied|tie|shared?)(_\w+)?_?(weights?|embeddings?|embs?|embed|input_output_embed)|tied|tie"
+)
 _ACTIVATION_KEYS = ("activation", "act", "act_fn", "activation_fn", "activation_function")
 _OF_ANY_MODEL = frozenset(
     {"", "none", "linear", "identity", "tanh", "softmax", "log_softmax", "logsoftmax"}
@@ -117,6 +120,7 @@ def check_claims(
         _check_size(tensors, claim, chain, network)
         _check_norm(tensors, claim, chain)
         _check_cell(tensors, claim, network.cell)
+        _check_tie(tensors, claim, chain)
         if not activations.is_told:
             _check_activation(tensors, claim, applied)
 
@@ -174,6 +178,11 @@ def _check_cell(tensors: Tensors, claim: _Claim, cell: Cell) -> None:
     said = gated[1].lower() if gated else f"rnn_{plain[1].lower()}" if plain else cell
     if said != cell:
         raise tensors.error(f"{claim}, but the tensors are those of the cell {cell}")
+
+
+def _check_tie(tensors: Tensors, claim: _Claim, chain: Chain) -> None:
+    if chain.is_tie_assumed and claim.value is False and _TIES.search(claim.key.lower()):
+        raise tensors.error(f"{claim}, but the file has no head beside {chain.ends.head.weight}")
 
 
 def _check_activation(tensors: Tensors, claim: _Claim, applied: set[Activation]) -> None:

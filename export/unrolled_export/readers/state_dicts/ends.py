@@ -67,6 +67,12 @@ class Ends:
         heads = set(_words_look(self.head))
         return (1 in embeddings or -1 in heads) and -1 not in embeddings and 1 not in heads
 
+    @property
+    def is_tie_seen(self) -> bool:
+        """Whether the one matrix of both ends has a name that is not that of an embedding, or a
+        bias: those of the head."""
+        return bool(self.head.biases) or (len(self.head.names) > 1 and min(_looks(self.head)) < 1)
+
     def without(self, matrices: Sequence[Matrix]) -> tuple[Matrix, ...]:
         """The other ones."""
         return tuple(one for one in matrices if one is not self.embedding and one is not self.head)

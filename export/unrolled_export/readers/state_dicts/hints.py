@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from unrolled_export.errors import SettingError
 from unrolled_export.network import Cell
 from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.settings import Settings
@@ -16,9 +17,17 @@ from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.tensors import Tensors
 
 Hints = Mapping[str, object]
+"""Plain values by where they are: `config.rnn_type`."""
 
 CELL_KEYS = ("mode", "rnn_type", "rnn_mode", "cell", "cell_type", "model", "model_type", "type")
 PLAIN_CELL = re.compile(r"(?:rnn|elman)_?(tanh|relu)", re.IGNORECASE)
+_NONLINEARITIES = ("tanh", "relu")
+_OF_THE_MODEL = re.compile(
+    r"(\w*(config|cfg|args?|params|parameters|opts?|options|settings|model|lm|rnn|net(work)?)\.)*"
+    r"nonlinearity",
+    re.IGNORECASE,
+)
+"""Where a nonlinearity is said to be that of the layers, and not of some part beside them."""
 
 
 def find_cell(
@@ -27,11 +36,12 @@ def find_cell(
     settings: Settings,
     modules: Modules,
     hints: Hints,
-) -> Cell:
-    """The cell of all layers, by the gates of their shapes. Setting: `nonlinearity`.
+) -> tuple[Cell, tuple[str, ...]]:
+    """The cell of all layers, by the gates of their shapes, and what that takes for granted.
+    Setting: `nonlinearity`.
 
-    Raises CheckpointError where they differ, and SettingNeeded for a plain RNN of which nothing
-    tells the nonlinearity.
+    Raises CheckpointError where they differ, SettingNeeded for a plain RNN of which nothing tells
+    the nonlinearity, and SettingError where a setting is not what its module tells.
     """
     first = recurrent[0]
     for other in recurrent:
@@ -41,11 +51,41 @@ def find_cell(
                 "of different kinds, which this release does not serve"
             )
     if first.gates > 1:
-        return Cell.GRU if first.gates == 3 else Cell.LSTM
-    said = {_nonlinearity(part, modules) or _hinted(modules, hints) for part in recurrent}
-    if len(said) > 1:
+        return Cell.GRU if first.gates == 3 else Cell.LSTM, ()
+    return _plain_rnn(tensors, recurrent, settings, modules, hints)
+
+
+def _plain_rnn(
+    tensors: Tensors,
+    recurrent: tuple[Recurrent, ...],
+    settings: Settings,
+    modules: Modules,
+    hints: Hints,
+) -> tuple[Cell, tuple[str, ...]]:
+    """By what its own modules say, else by the setting, else by what is said beside them."""
+    chosen = settings.choice("nonlinearity", _NONLINEARITIES)
+    own = {part.name: said for part in recurrent if (said := _nonlinearity(part, modules))}
+    if len(set(own.values())) > 1:
         raise tensors.error("layers of different nonlinearities, which this release does not serve")
-    return Cell(f"rnn_{said.pop() or _asked(tensors, first, settings)}")
+    for name, said in own.items():
+        if chosen not in (None, said):
+            raise SettingError(f"--set nonlinearity={chosen}: module {name} has {said}")
+        return Cell(f"rnn_{said}"), ()
+    if chosen is not None:
+        return Cell(f"rnn_{chosen}"), ()
+    if (plain := _plain_cell_around(modules, hints)) is not None:
+        return Cell(f"rnn_{plain}"), ()
+    for key, value in hints.items():
+        if value in _NONLINEARITIES and _OF_THE_MODEL.fullmatch(key):
+            (other,) = set(_NONLINEARITIES) - {value}
+            assumed = f"the recurrent layers apply {value}, as {key} says"
+            return Cell(f"rnn_{value}"), (f"{assumed} (else --set nonlinearity={other})",)
+    raise tensors.unsettled(
+        f"{recurrent[0].layers[0]['weight_ih']} belongs to a plain RNN, whose nonlinearity the "
+        "file does not tell",
+        "nonlinearity",
+        _NONLINEARITIES,
+    )
 
 
 def _nonlinearity(part: Recurrent, modules: Modules) -> str | None:
@@ -54,14 +94,13 @@ def _nonlinearity(part: Recurrent, modules: Modules) -> str | None:
     if module is None:
         return None
     nonlinearity = module.attributes.get("nonlinearity")
-    return nonlinearity if nonlinearity in ("tanh", "relu") else _plain_cell(module.attributes)
+    is_one = nonlinearity in _NONLINEARITIES
+    return str(nonlinearity) if is_one else _plain_cell(module.attributes)
 
 
-def _hinted(modules: Modules, hints: Hints) -> str | None:
-    """What the checkpoint or the pickled model as a whole says."""
+def _plain_cell_around(modules: Modules, hints: Hints) -> str | None:
+    """What the checkpoint or the pickled model as a whole calls the cell."""
     said = {key.rpartition(".")[2]: value for key, value in hints.items()}
-    if said.get("nonlinearity") in ("tanh", "relu"):
-        return str(said["nonlinearity"])
     root = modules[""].attributes if "" in modules else {}
     return _plain_cell(said) or _plain_cell(root)
 
@@ -71,15 +110,3 @@ def _plain_cell(said: Mapping[str, object]) -> str | None:
         if match := PLAIN_CELL.fullmatch(str(said.get(key))):
             return match[1].lower()
     return None
-
-
-def _asked(tensors: Tensors, part: Recurrent, settings: Settings) -> str:
-    nonlinearity = settings.choice("nonlinearity", ("tanh", "relu"))
-    if nonlinearity is None:
-        raise tensors.unsettled(
-            f"{part.layers[0]['weight_ih']} belongs to a plain RNN, whose nonlinearity the file "
-            "does not tell",
-            "nonlinearity",
-            ("tanh", "relu"),
-        )
-    return nonlinearity

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unrolled_export.network import Floats, Layer
+from unrolled_export.readers.state_dicts.numbering import are_neighbours
 from unrolled_export.readers.tensors import Tensors
 
 _PARAMETER = re.compile(
@@ -51,6 +52,8 @@ class Recurrent:
     gates: int
     inputs: int
     outputs: int
+    is_shared: bool = False
+    """Whether another module before it has the same weights."""
 
     @property
     def name(self) -> str:
@@ -61,17 +64,20 @@ class Recurrent:
         return tuple(name for fields in self.layers for name in fields.values())
 
 
-def find_recurrent(tensors: Tensors) -> tuple[Recurrent, ...]:
-    """Every recurrent module, in the file's order. Raises CheckpointError."""
+def find_recurrent(tensors: Tensors) -> tuple[tuple[Recurrent, ...], tuple[str, ...]]:
+    """Every recurrent module, in the file's order, and what that takes for granted.
+
+    Raises CheckpointError.
+    """
     modules = _parameters(tensors)
     if not modules:
         raise tensors.error("no recurrent layer: no tensor is called weight_ih_l0, nor weight_ih")
     if len(modules) > MOST_PARTS:
         raise tensors.error(f"{len(modules)} recurrent modules, more than this release reads")
     found = [_recurrent(tensors, prefix, layers) for prefix, layers in modules.items()]
-    kept = tuple(_without_repeated(tensors, found))
+    kept, assumed = _without_repeated(tensors, found)
     _refuse_two_sequences(tensors, kept)
-    return kept
+    return kept, assumed
 
 
 def _refuse_two_sequences(tensors: Tensors, modules: tuple[Recurrent, ...]) -> None:
@@ -87,7 +93,7 @@ def _refuse_two_sequences(tensors: Tensors, modules: tuple[Recurrent, ...]) -> N
 
 def read_layers(tensors: Tensors, module: Recurrent) -> tuple[Layer, ...]:
     """Take the module's tensors."""
-    return tuple(_layer(tensors, fields) for fields in module.layers)
+    return tuple(_layer(tensors, fields, not module.is_shared) for fields in module.layers)
 
 
 def _parameters(tensors: Tensors) -> dict[str, dict[str, Fields]]:
@@ -190,15 +196,25 @@ def _check_layer(tensors: Tensors, fields: Fields, gates: int, below: int | None
     return outputs
 
 
-def _without_repeated(tensors: Tensors, modules: list[Recurrent]) -> Iterator[Recurrent]:
-    """Modules that a file holds under several names, once."""
+def _without_repeated(
+    tensors: Tensors, modules: list[Recurrent]
+) -> tuple[tuple[Recurrent, ...], tuple[str, ...]]:
+    """Modules that a file holds under several names, once, and what that takes for granted.
+
+    Those that a list numbers are layers that share weights.
+    """
     kept: list[Recurrent] = []
+    assumed: list[str] = []
     for module in modules:
-        if any(_is_repeated(tensors, module, other) for other in kept):
+        same = [other for other in kept if _is_repeated(tensors, module, other)]
+        if any(are_neighbours(other.name, module.name) for other in same):
+            kept.append(replace(module, is_shared=True))
+        elif same:
             tensors.set_aside(module.tensors, REPEATED)
+            assumed.append(f"{module.name} is {same[0].name} under another name, no further layer")
         else:
             kept.append(module)
-            yield module
+    return tuple(kept), tuple(assumed)
 
 
 def _is_repeated(tensors: Tensors, one: Recurrent, other: Recurrent) -> bool:
@@ -208,17 +224,17 @@ def _is_repeated(tensors: Tensors, one: Recurrent, other: Recurrent) -> bool:
     )
 
 
-def _layer(tensors: Tensors, fields: Fields) -> Layer:
-    weight_ih = tensors.take(fields["weight_ih"])
+def _layer(tensors: Tensors, fields: Fields, trained: bool) -> Layer:
+    weight_ih = tensors.take(fields["weight_ih"], trained=trained)
     rows = len(weight_ih)
     return Layer(
         weight_ih,
-        tensors.take(fields["weight_hh"]),
-        _bias(tensors, fields.get("bias_ih"), rows),
-        _bias(tensors, fields.get("bias_hh"), rows),
-        tensors.take(fields["weight_hr"]) if "weight_hr" in fields else None,
+        tensors.take(fields["weight_hh"], trained=trained),
+        _bias(tensors, fields.get("bias_ih"), rows, trained),
+        _bias(tensors, fields.get("bias_hh"), rows, trained),
+        tensors.take(fields["weight_hr"], trained=trained) if "weight_hr" in fields else None,
     )
 
 
-def _bias(tensors: Tensors, name: str | None, rows: int) -> Floats:
-    return np.zeros(rows, np.float32) if name is None else tensors.take(name)
+def _bias(tensors: Tensors, name: str | None, rows: int, trained: bool) -> Floats:
+    return np.zeros(rows, np.float32) if name is None else tensors.take(name, trained=trained)

@@ -103,10 +103,10 @@ def _read(
     refuse_unserved(tensors, modules, hints)
     tensors = with_plain_weights(tensors)
     tensors.set_aside(filter(tensors.is_counter, tensors.left), "a counter")
-    recurrent = find_recurrent(tensors)
-    said = cell
-    cell = _cell_as_said(tensors, recurrent[0], cell) or find_cell(
-        tensors, recurrent, settings, modules, hints
+    recurrent, of_repeated = find_recurrent(tensors)
+    said = _cell_as_said(tensors, recurrent[0], cell)
+    cell, of_cell = (
+        find_cell(tensors, recurrent, settings, modules, hints) if said is None else (said, ())
     )
     layers = {part.name: read_layers(tensors, part) for part in recurrent}
     refuse_foreign(tensors, recurrent, modules)
@@ -128,6 +128,8 @@ def _read(
     tensors.check_all_taken(text)
     is_all_told = is_sequence(modules) or said is not None
     assumptions = (
+        *of_cell,
+        *of_repeated,
         *placing,
         *activations.assumptions,
         *assumed_of_parts(chain, cell, modules),
