@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +169,56 @@ class Parallel(nn.Module):
         one, other = (rnn(self.embed(tokens))[0] for rnn in self.rnns)
         logits: Tensor = self.fc(one + other)
         return logits
+
+
+class Learned(Usual):
+    """Its first states are learned, and go through functions."""
+
+    def __init__(self, rnn: nn.RNNBase, **shown: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(rnn)
+        self.first = nn.ParameterDict({name: torch.ones(1, H) for name in shown})
+        self.shown = shown
+        randomise(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states: list[Any] = [shown(self.first[name]) for name, shown in self.shown.items()]
+        if isinstance(self.rnn, nn.LSTM):
+            states = [(states[0], states[-1])]
+        logits: Tensor = self.fc(self.rnn(self.embed(tokens), *states)[0])
+        return logits
+
+
+def _as_it_is(state: Tensor) -> Tensor:
+    return state
+
+
+FIRST: dict[str, tuple[Callable[[], Learned], bool, str]] = {
+    "for h and c": (
+        lambda: Learned(nn.LSTM(H, H), h0=_as_it_is),
+        False,
+        "the first state is first.h0 unchanged, and that of c is zero",
+    ),
+    "for both": (
+        lambda: Learned(nn.LSTM(H, H), h0=_as_it_is, c0=_as_it_is),
+        True,
+        "the first state is first.h0 and first.c0 unchanged",
+    ),
+    "through a function": (
+        lambda: Learned(nn.GRU(H, H), init_hidden=torch.tanh),
+        False,
+        "the first state is first.init_hidden unchanged",
+    ),
+}
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+@pytest.mark.parametrize("case", FIRST)
+def test_learned_first_states(case: str, pickled: bool) -> None:
+    make, right, phrase = FIRST[case]
+    model = make()
+    reading = read(model.state_dict(), modules=modules_of(model) if pickled else None)
+    assert is_right(model, reading) == right
+    assert phrase in reading.assumptions
 
 
 class Repeated(nn.Module):

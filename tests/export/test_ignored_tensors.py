@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.recognition import StateDict, ids, logprobs, modules_of, randomise, read
 from torch import Tensor, nn
-from unrolled_export.errors import CheckpointError, SettingError, SettingNeeded
+from unrolled_export.errors import CheckpointError, ExportError, SettingError, SettingNeeded
 from unrolled_export.network import Network
 
 V, E, H = 11, 6, 7
@@ -126,6 +126,35 @@ def test_what_cannot_be_ignored(case: str) -> None:
     with pytest.raises(SettingError) as caught:
         read({**Model().state_dict(), **more}, f"ignore={pattern}")
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "name", "shape"),
+    [
+        (nn.LSTM(E, H), "rnn.bias", (4 * H,)),
+        (nn.LSTM(E, H), "rnn.b", (4 * H,)),
+        (nn.LSTM(E, H), "rnn.weight_ch_l0", (3 * H, H)),
+        (nn.GRU(E, H), "rnn.bias", (3 * H,)),
+        (nn.RNN(E, H), "rnn.bias", (H,)),
+    ],
+)
+def test_a_cell_of_another_kind(cell: nn.Module, name: str, shape: tuple[int, ...]) -> None:
+    model = Model()
+    model.add_module("rnn", cell)
+    settings = ["nonlinearity=tanh"] if isinstance(cell, nn.RNN) else []
+    tensors = {**model.state_dict(), name: torch.ones(shape)}
+    with pytest.raises(CheckpointError, match=f"{name} .* is of the gates of rnn") as caught:
+        read(tensors, *settings)
+    assert "--set" not in str(caught.value)
+    with pytest.raises(ExportError, match=f"{name} .*(is of the gates of|belongs to) rnn"):
+        read(tensors, *settings, f"ignore={name}")
+
+
+def test_no_remedy_is_named_that_is_refused() -> None:
+    tensors = {**Model().state_dict(), "fc.weight_scale": torch.ones(3, 3, 3)}
+    with pytest.raises(CheckpointError, match=r"left over: fc\.weight_scale") as caught:
+        read(tensors)
+    assert "--set" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

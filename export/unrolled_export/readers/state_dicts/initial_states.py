@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +60,15 @@ def fitted_initial(
         else np.zeros(state.size, np.float32)
         for state in states
     )
+
+
+def assumed_of_initial(found: InitialStates, states: Sequence[State]) -> Iterator[str]:
+    """What is taken for granted of states that a file has."""
+    names = [name for kind in sorted(found.names, reverse=True) for name in found.names[kind]]
+    missing = sorted({state.kind for state in states} - found.names.keys())
+    if names:
+        zero = f", and that of {missing[0]} is zero" if missing else ""
+        yield f"the first state is {' and '.join(names)} unchanged{zero}"
 
 
 def _names_by_kind(tensors: Tensors) -> dict[str, list[str]]:

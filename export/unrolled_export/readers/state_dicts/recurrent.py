@@ -207,7 +207,8 @@ def _without_repeated(
     assumed: list[str] = []
     for module in modules:
         same = [other for other in kept if _is_repeated(tensors, module, other)]
-        if any(are_neighbours(other.name, module.name) for other in same):
+        is_next = any(are_neighbours(other.name, module.name) for other in same)
+        if is_next and module.inputs == module.outputs:
             kept.append(replace(module, is_shared=True))
         elif same:
             tensors.set_aside(module.tensors, REPEATED)

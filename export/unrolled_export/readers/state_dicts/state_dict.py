@@ -35,10 +35,12 @@ from unrolled_export.readers.state_dicts.ignoring import (
     check_ignored,
     ignored_names,
     modules_without,
+    refuse_other_cell,
     remedy,
 )
 from unrolled_export.readers.state_dicts.initial_states import (
     InitialStates,
+    assumed_of_initial,
     fitted_initial,
     take_initial,
 )
@@ -87,12 +89,13 @@ def read_state_dict(
     part alone with its name, as in `norm_epsilon.ln`), each where it is needed. Raises
     CheckpointError, SettingNeeded or SettingError.
     """
-    ignored = ignored_names(tensors, settings)
+    whole, ignored = tensors, ignored_names(tensors, settings)
     if ignored:
         tensors = tensors.without(ignored)
         modules = modules_without(modules, ignored, tensors)
     reading, chain = _read(tensors, settings, cell, modules, hints)
     check_ignored(ignored, chain)
+    refuse_other_cell(whole, ignored, chain.recurrent)
     return replace(reading, assumptions=(*assumed_of_ignored(ignored), *reading.assumptions))
 
 
@@ -132,6 +135,7 @@ def _read(
         *of_repeated,
         *placing,
         *activations.assumptions,
+        *assumed_of_initial(initial, network.states),
         *assumed_of_parts(chain, cell, modules),
         *(() if is_all_told else assumed_unseen(chain, activations, modules)),
         *assumed_of_classes(tensors, chain, cell, modules),
@@ -143,9 +147,10 @@ def _refuse_left_over(tensors: Tensors, chain: Chain, cell: Cell, initial: Initi
     """Raise CheckpointError for tensors that the chain does not take, before anything is asked."""
     left = [name for name in tensors.left if name not in chain.tensors]
     if left:
+        refuse_other_cell(tensors, left, chain.recurrent)
         used = tensors.arrays().keys() - left
         text = reading_text(tensors, chain, cell, NO_ACTIVATIONS, initial)
-        raise tensors.left_over(left, text, remedy(left, used))
+        raise tensors.left_over(left, text, remedy(left, used, chain))
 
 
 def _cell_as_said(tensors: Tensors, first: Recurrent, said: Cell | None) -> Cell | None:
