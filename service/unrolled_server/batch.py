@@ -24,7 +24,7 @@ MARKED = 8
 more of them are told at once is seldom the same."""
 WINDOW = 256
 """Tokens to be told that a place has at hand."""
-KEPT = 64
+LEAST_KEPT, MOST_KEPT = 64, 1024 + 2 * MAX_STEPS
 """Drawn tokens that a place has room for; before it runs out, its row has to take them."""
 
 KINDS = WATCHED, FILTERS, LOGPROBS, SCORES = range(4)
@@ -43,7 +43,10 @@ class Batch:
     `end_tokens` end a text.
     """
 
-    def __init__(self, capacity: int, vocabulary: int, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self, capacity: int, vocabulary: int, end_tokens: frozenset[int], message: int = 1
+    ) -> None:
+        """`message`: drawn tokens with which one leaves; its row takes them all at once."""
         self.size = 0
         """Active rows."""
         self.tell_left = np.zeros(capacity, np.int64)
@@ -57,8 +60,10 @@ class Batch:
         self._positions = np.zeros(capacity, np.int64)
         self._streams = np.zeros(capacity, np.uint64)
         self._counts = np.zeros(capacity, np.int64)
-        self._drawn = np.zeros((capacity, MAX_STEPS + KEPT), np.int32)
-        self._rooms = np.arange(capacity) * (MAX_STEPS + KEPT)
+        # The run that makes a message due draws more than it lacks, and there is one run more.
+        self._kept = min(max(LEAST_KEPT, message + 2 * MAX_STEPS), MOST_KEPT)
+        self._drawn = np.zeros((capacity, MAX_STEPS + self._kept), np.int32)
+        self._rooms = np.arange(capacity) * (MAX_STEPS + self._kept)
         """Where the room of each place begins in those."""
         self._unsent = np.zeros(capacity, np.int64)
         self._sent_at = np.zeros(capacity, np.float64)
@@ -288,7 +293,7 @@ class Batch:
     def watched(self, tokens: Tokens) -> list[int]:
         """Places whose rows have to see the run's tokens [K, B] now."""
         rows = slice(self.size)
-        watched = self._counts[rows] > KEPT - MAX_STEPS
+        watched = self._counts[rows] > self._kept - MAX_STEPS
         if self._present[WATCHED]:
             watched |= self._kinds[rows, WATCHED]
         if self._has_ends:

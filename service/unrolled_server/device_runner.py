@@ -59,7 +59,7 @@ class DeviceConfig:
     device: str
     """cuda, or cpu for tests."""
     tf32: bool = False
-    """Whether products of float32 may be made in TF32: in fp16, their operands fit."""
+    """Whether products of float32 may be made in TF32: in fp16, their weights fit."""
     captures: bool = True
     """Whether steps on CUDA become CUDA graphs."""
     largest_sort: int = LARGEST_SORT

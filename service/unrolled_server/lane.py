@@ -55,7 +55,8 @@ class Lane:
         self._runner = runner
         self._vocabulary = vocabulary
         self._scheduler = Scheduler(capacity)
-        self._batch = Batch(capacity, vocabulary.size, vocabulary.end_tokens)
+        ends = vocabulary.end_tokens
+        self._batch = Batch(capacity, vocabulary.size, ends, delivery.tokens)
         # A run that took longer than tokens may wait would only make them late.
         self._pace = Pace(delivery.seconds, MAX_STEPS)
         self._telling = Telling(delivery.seconds)
@@ -332,15 +333,16 @@ class Lane:
         batch.taken(place, row)
 
     def _flush(self, place: int, now: float) -> bool:
-        """Send what a row has; returns whether its reader is behind."""
+        """Send what a row has; returns whether its reader is behind with what was sent before."""
         row = self._scheduler.active[place]
+        is_behind = self._scheduler.is_behind(row)
         row.take(self._batch.take(place), None)
         delta = row.flush(now)
         if delta is not None:
             self._outbox.put_delta(row.turn, delta, now)
         self._batch.taken(place, row)
         # A row that is told again what it keeps of a run is about to leave.
-        return self._scheduler.is_behind(row) and not row.has_ended
+        return is_behind and not row.has_ended
 
     def _company(self) -> int:
         """Rows of the whole model, as far as this thread can tell."""

@@ -18,6 +18,7 @@ from unrolled_export.step_graph import step_graph
 from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
+from unrolled_server.row import Row
 from unrolled_server.runner import Runner, StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
 from unrolled_server.telling import COMPANY, LEAST_TOLD, OTHERS
@@ -416,6 +417,33 @@ async def test_tokens_that_are_rarely_delivered_arrive_all(
         tokens, _ = await finish(each)
     engine.close()
     assert tokens == lone_draws(repository, 5, 3 * MAX_UNREAD)
+
+
+async def test_wide_messages_are_taken_whole_and_park_nobody_who_reads(
+    runner: UnsteadyRunner, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    take = Row.take
+
+    def noting(row: Row, tokens: list[int], logprobs: Floats | None) -> int:
+        taken.append(len(tokens))
+        return take(row, tokens, logprobs)
+
+    monkeypatch.setattr(Row, "take", noting)
+    vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
+    # Ends inside a run, at more than a reader may be behind.
+    wide = Delivery(tokens=MAX_UNREAD + 1, seconds=1e9)
+    lane = Lane("lstm", runner, vocabulary, ROWS, wide, asyncio.get_running_loop())
+    drawing = turn(5, 3 * MAX_UNREAD)
+    lane.submit(drawing)
+    reader = asyncio.create_task(finish(drawing))
+    while not reader.done():
+        lane.step()
+        await asyncio.sleep(0)
+        assert not drawing.parked
+    assert (await reader)[0] == lone_draws(repository, 5, 3 * MAX_UNREAD)
+    whole = MAX_UNREAD + MAX_STEPS
+    assert [count for count in taken if count] == [1, whole, whole, MAX_UNREAD - 2 * MAX_STEPS - 1]
 
 
 async def test_lanes_share_the_work_and_no_row(

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -23,6 +24,7 @@ from unrolled_server.runner import has_cuda
 from bench.cuda import served, timings
 from bench.cuda.checks import checks
 from bench.cuda.models import FUSED, LARGE, prepare
+from bench.cuda.timings import Rates
 from bench.figure import Figure, Result
 from bench.progress import say
 from bench.records import Records, table
@@ -72,15 +74,16 @@ class Bench:
         self._limits: dict[str, float] = {}
 
     def run(self) -> int:
-        """Everything, the quickest first; returns the exit status."""
+        """Everything, the quickest first and what may upset the device last; the exit status."""
         for measure in (
             self._environment,
             self._checks,
             self._step,
             self._runner,
-            self._candidates,
+            self._asked,
             self._engine,
             self._served,
+            self._candidates,
         ):
             try:
                 for result in measure():
@@ -105,6 +108,7 @@ class Bench:
         detail = {
             "device": device.name,
             "memory_bytes": device.total_memory,
+            "cache_bytes": getattr(device, "L2_cache_size", None),
             "python": platform.python_version(),
             "numpy": np.__version__,
             "torch": torch.__version__,
@@ -126,37 +130,66 @@ class Bench:
             raise CheckFailed(", ".join(failed))
 
     def _step(self) -> Iterator[Result]:
-        rates = dict(timings.sweep(LARGE, self._models, 1, "cuda", self._seconds))
-        fastest = max(rates, key=lambda name: rates[name])
-        limit = timings.bytes_per_step(LARGE) / self._limits["copy_bytes_per_second"]
-        detail = {name: 1e6 / rate for name, rate in rates.items()}
-        yield Result(
-            STEP, 1e6 / rates[fastest], {"us": detail, "us_to_read_the_weights": 1e6 * limit}
-        )
+        rates = timings.sweep(LARGE, self._models, 1, "cuda", self._seconds)
+        self._note(STEP, rates)
+        if not rates.found:
+            return
+        taken = {name: 1e6 / rate for name, rate in rates.found.items()}
+        size = timings.bytes_per_step(LARGE)
+        detail: dict[str, Any] = {"us": taken, "failed": rates.failed, "weights_bytes": size}
+        if bandwidth := self._limits.get("copy_bytes_per_second"):
+            # No bound: what fits in cache_bytes may stay there, and is then read faster.
+            detail["us_to_read_the_weights_from_memory"] = 1e6 * size / bandwidth
+        yield Result(STEP, min(taken.values()), detail)
 
     def _runner(self) -> Iterator[Result]:
         for rows in (*SIZES, ROWS):
-            rates = dict(timings.sweep(LARGE, self._models, rows, "cuda", self._seconds))
-            best = max(rates.values())
+            rates = timings.sweep(LARGE, self._models, rows, "cuda", self._seconds)
             name = f"cuda_runner_tokens_{rows}"
             figure = RUNNER if rows == ROWS else Figure(name, RUNNER.unit, RUNNER.what)
-            yield Result(figure, best, {"by_setting": rates, **self._share(best)})
+            yield from self._fastest(figure, rates)
+
+    def _asked(self) -> Iterator[Result]:
+        """Runs that wait for every step: rows filter, or want all log-probabilities."""
+        for rows in (SIZES[0], ROWS):
+            for asked in (timings.filtered, timings.distributions):
+                name = f"cuda_runner_{asked.__name__}_{rows}"
+                figure = Figure(name, RUNNER.unit, f"{RUNNER.what}, {asked.__name__}")
+                rates = timings.sweep(
+                    LARGE, self._models, rows, "cuda", self._seconds, asked, (max(timings.STEPS),)
+                )
+                yield from self._fastest(figure, rates)
 
     def _candidates(self) -> Iterator[Result]:
         """The operator LSTM, computed by cuDNN, against products."""
         for figure, rows in ((FUSED_STEP, 1), (FUSED_TOKENS, ROWS)):
             fused, products = (
-                dict(timings.sweep(subject, self._models, rows, "cuda", self._seconds))
+                timings.sweep(subject, self._models, rows, "cuda", self._seconds)
                 for subject in (FUSED, LARGE)
             )
-            ratio = max(fused.values()) / max(products.values())
-            yield Result(figure, ratio, {"fused": fused, "products": products})
+            for rates in (fused, products):
+                self._note(figure, rates)
+            if fused.found and products.found:
+                ratio = max(fused.found.values()) / max(products.found.values())
+                detail = {"fused": fused.found, "products": products.found}
+                failed = {"fused": fused.failed, "products": products.failed}
+                yield Result(figure, ratio, {**detail, "failed": failed})
 
     def _engine(self) -> Iterator[Result]:
-        rate = timings.engine_tokens_per_second(
-            LARGE, self._models, ROWS, "cuda", 4 * self._seconds
-        )
-        yield Result(ENGINE, rate, self._share(rate))
+        rates = timings.engine_rates(LARGE, self._models, ROWS, "cuda", 4 * self._seconds)
+        yield from self._fastest(ENGINE, rates)
+
+    def _fastest(self, figure: Figure, rates: Rates) -> Iterator[Result]:
+        """The best of the settings that could be measured, if any."""
+        self._note(figure, rates)
+        if rates.found:
+            best = max(rates.found.values())
+            detail = {"by_setting": rates.found, "failed": rates.failed}
+            yield Result(figure, best, {**detail, **self._share(best)})
+
+    def _note(self, figure: Figure, rates: Rates) -> None:
+        """Settings that failed, so that the run does as well."""
+        self._failed += [f"{figure.name} ({setting})" for setting in rates.failed]
 
     def _served(self) -> Iterator[Result]:
         missing = served.missing()
@@ -168,9 +201,10 @@ class Bench:
         yield Result(SERVED, rate, {"streams": served.STREAMS, **self._share(rate)})
 
     def _share(self, tokens_per_second: float) -> dict[str, float]:
-        """Of the rate that products of fp16 alone would allow."""
+        """Of the rate that products of fp16 alone would allow, where that is known."""
         operations = timings.operations_per_token(LARGE) * tokens_per_second
-        return {"of_fp16_operations": operations / self._limits["fp16_operations_per_second"]}
+        limit = self._limits.get("fp16_operations_per_second")
+        return {"of_fp16_operations": operations / limit} if limit else {}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,28 @@ from bench.cuda.models import Subject
 NEEDED = ("grpc", "grpc_health", "grpc_reflection", "google.rpc", "prometheus_client", "onnx",
           "safetensors")  # fmt: skip
 STREAMS = 1024
+CUDA_LIBRARY = re.compile(r"lib(cublas|cudart|cudnn|cufft|curand|nvJitLink|nvrtc)")
 
 
 def missing() -> list[str]:
     """What has to be installed for it, and is not."""
-    return [name for name in NEEDED if not _is_there(name)]
+    names = [name for name in NEEDED if not _is_there(name)]
+    try:
+        # Both commands say which version they are.
+        version("unrolled")
+    except PackageNotFoundError:
+        names.append("unrolled (pip install --no-deps .)")
+    return names
+
+
+def library_path(maps: str, path: str) -> str:
+    """`path` behind the folders of CUDA's libraries that a process has loaded, by its
+    /proc/PID/maps: what PyTorch has found, another process might not."""
+    files = [
+        Path(fields[5]) for line in maps.splitlines() if len(fields := line.split(None, 5)) == 6
+    ]
+    folders = [str(file.parent) for file in files if CUDA_LIBRARY.match(file.name)]
+    return ":".join(dict.fromkeys([*folders, *filter(None, path.split(":"))]))
 
 
 def _is_there(name: str) -> bool:
@@ -39,7 +59,10 @@ def tokens_per_second(subject: Subject, folder: Path, rows: int, seconds: float)
     repository = folder / "served"
     _export(subject, folder, repository)
     flags = ("--device", "cuda", "--max-rows", str(rows), "--port", "0")
-    with running_server(repository, *flags) as server, Generator() as generator:
+    maps, path = Path("/proc/self/maps").read_text(), os.environ.get("LD_LIBRARY_PATH", "")
+    environment = {"LD_LIBRARY_PATH": library_path(maps, path)}
+    running = running_server(repository, *flags, environment=environment)
+    with running as server, Generator() as generator:
         # Each turn that is slow has a line.
         server.follow_log()
         load = Load(server.address, server.process.pid, subject.name, STREAMS)

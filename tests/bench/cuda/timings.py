@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,77 @@ import numpy as np
 import torch
 from unrolled_server.delivery import Delivery
 from unrolled_server.device_runner import DeviceRunner
+from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
+from unrolled_server.running import AnyRunner
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import Checkpoint, Ending, Sampling
+from unrolled_server.types import MAX_STEPS, Checkpoint, Ending, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
 
 from bench.cuda.models import Subject
 
 STEPS = (1, 4, 8, 16)
-DRAWS = 2048
-"""Of every turn under the engine."""
+DRAWS = 2047
+"""Of every turn under the engine; with the token it is told, whole runs."""
 WARM_SECONDS = 90
-"""In which all turns are to be under way."""
+"""In which all turns are to have had their first; a shorter one, so that they end at all times."""
+MESSAGES = (Delivery(), Delivery(tokens=1024))
+LANES = (1, 2)
+
+
+class Rates:
+    """What settings came to, by name, and why others came to nothing."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
+
+    @contextmanager
+    def setting(self, name: str) -> Iterator[None]:
+        """Measure one; if that fails, the others go on: time on a device is dear."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.failed[name] = f"{type(error).__name__}: {error}"
+
+
+def plain(runner: DeviceRunner) -> None:
+    """Runs in which all steps are launched before any is waited for."""
+
+
+def filtered(runner: DeviceRunner) -> None:
+    """Runs in which every row filters."""
+    runner.filtered[...] = True
+    runner.top_k.fill(40)
+    runner.top_p.fill(0.95)
+
+
+def distributions(runner: DeviceRunner) -> None:
+    """Runs that return all log-probabilities."""
+    runner.wants_logprobs[...] = True
+
+
+def sweep(
+    subject: Subject,
+    models: Path,
+    rows: int,
+    device: str,
+    seconds: float,
+    asked: Callable[[DeviceRunner], None] = plain,
+    numbers: Sequence[int] = STEPS,
+) -> Rates:
+    """Tokens a second at these numbers of steps, with and without CUDA graphs."""
+    rates = Rates()
+    # Last what may leave the device unusable.
+    for captures in (False, True):
+        for steps in numbers:
+            name = f"K {steps}, {'CUDA graphs' if captures else 'launched node by node'}"
+            with rates.setting(name):
+                runner = subject.runner(models, rows, device, captures=captures)
+                asked(runner)
+                rates.found[name] = tokens_per_second(runner, rows, steps, seconds)
+    return rates
 
 
 def tokens_per_second(runner: DeviceRunner, rows: int, steps: int, seconds: float) -> float:
@@ -43,45 +104,65 @@ def tokens_per_second(runner: DeviceRunner, rows: int, steps: int, seconds: floa
     return runs * rows * steps / taken
 
 
-def engine_tokens_per_second(
-    subject: Subject, models: Path, rows: int, device: str, seconds: float
+def engine_rates(subject: Subject, models: Path, rows: int, device: str, seconds: float) -> Rates:
+    """Tokens a second of endless turns, delivered to a loop that reads them all: with messages of
+    the usual size and wide ones, in one lane and in several that share the rows."""
+    rates = Rates()
+    for delivery in MESSAGES:
+        for lanes in LANES:
+            name = f"{delivery.tokens} tokens a message, lanes: {lanes}"
+            with rates.setting(name):
+                runners = [subject.runner(models, rows // lanes, device) for _ in range(lanes)]
+                rate = under_engine(runners, subject, rows, delivery, seconds)
+                rates.found[name] = asyncio.run(rate)
+    return rates
+
+
+async def under_engine(
+    runners: Sequence[AnyRunner], subject: Subject, rows: int, delivery: Delivery, seconds: float
 ) -> float:
-    """Of `rows` endless turns through an Lane, delivered to a loop that reads them all."""
-    return asyncio.run(_under_engine(subject.runner(models, rows, device), subject, rows, seconds))
-
-
-async def _under_engine(runner: DeviceRunner, subject: Subject, rows: int, seconds: float) -> float:
+    """Tokens a second of `rows` endless turns, in a lane for each runner."""
     characters = [chr(0x100 + token).encode() for token in range(subject.vocabulary)]
     vocabulary = CharacterVocabulary(characters, None, (), None)
-    loop = asyncio.get_running_loop()
-    engine = Lane("bench", runner, vocabulary, rows, Delivery(), loop)
+    loop, room = asyncio.get_running_loop(), rows // len(runners)
+    engine = Engine([Lane("bench", it, vocabulary, room, delivery, loop) for it in runners])
     engine.start()
     readers = [asyncio.create_task(_read(engine, seed)) for seed in range(rows)]
-    async with asyncio.timeout(WARM_SECONDS):
-        # What is waited for are counters of another thread.
-        while engine.stats.active < rows or engine.stats.generated_tokens < 64 * rows:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    before, started = engine.stats.generated_tokens, time.perf_counter()
-    async with asyncio.timeout(seconds + WARM_SECONDS):
+    try:
+        before = await _drawn(engine, readers, DRAWS * rows)
+        started = time.perf_counter()
         await asyncio.sleep(seconds)
-        while engine.stats.generated_tokens == before:  # noqa: ASYNC110
-            await asyncio.sleep(seconds)
-    rate = (engine.stats.generated_tokens - before) / (time.perf_counter() - started)
-    for reader in readers:
-        reader.cancel()
-    engine.close()
-    return rate
+        drawn = await _drawn(engine, readers, before + 1) - before
+        return drawn / (time.perf_counter() - started)
+    finally:
+        for reader in readers:
+            reader.cancel()
+        engine.close()
 
 
-async def _read(engine: Lane, seed: int) -> None:
-    """One turn after the other."""
+async def _drawn(engine: Engine, readers: Sequence[asyncio.Task[None]], least: int) -> int:
+    """Tokens that the engine has drawn, once they are so many; raises what ends a reader."""
+    async with asyncio.timeout(WARM_SECONDS):
+        # What is waited for are counters of other threads.
+        while (drawn := engine.stats.generated_tokens) < least:
+            for reader in readers:
+                if reader.done():
+                    reader.result()
+            await asyncio.sleep(0.05)
+    return drawn
+
+
+async def _read(engine: Engine, seed: int) -> None:
+    """One turn after the other, the first shorter so that turns do not all end at once."""
     told = np.array([seed % 7, 1], np.int32)
+    draws = DRAWS - MAX_STEPS * (seed % ((DRAWS + 1) // MAX_STEPS))
     while True:
         start = Checkpoint(None, None, 0)
-        turn = Turn(Task(start, told, DRAWS, Sampling(seed), (), None, False, False))
+        turn = Turn(Task(start, told, draws, Sampling(seed), (), None, False, False))
         engine.submit(turn)
         while not isinstance(await turn.next(), Ending):
             pass
+        draws = DRAWS
 
 
 def limits() -> dict[str, float]:
@@ -126,14 +207,3 @@ def bytes_per_step(subject: Subject) -> int:
     weight = 2 if subject.fp16 else 4
     square = 4 * subject.hidden * subject.hidden
     return weight * square * (2 * subject.layers - 1) + 4 * subject.hidden * subject.vocabulary
-
-
-def sweep(
-    subject: Subject, models: Path, rows: int, device: str, seconds: float
-) -> Iterator[tuple[str, float]]:
-    """Tokens a second at every number of steps, with and without CUDA graphs."""
-    for captures in (True, False):
-        runner = subject.runner(models, rows, device, captures=captures)
-        for steps in STEPS:
-            name = f"K {steps}, {'CUDA graphs' if captures else 'launched node by node'}"
-            yield name, tokens_per_second(runner, rows, steps, seconds)
