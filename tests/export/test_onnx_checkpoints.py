@@ -197,6 +197,49 @@ def test_tied_weights_count_once(tmp_path: Path) -> None:
     assert network.parameters == TOKENS * (UNITS + 1) + 4 * UNITS * (2 * UNITS + 2)
 
 
+def scored(*operators: str) -> Made:
+    """With these after the head in place of a LogSoftmax."""
+    made = icefall("GRU")
+    at = next(at for at, node in enumerate(made.nodes) if node.op_type == "LogSoftmax")
+    old, value = made.nodes.pop(at), made.nodes[at - 1].output[0]
+    for operator in operators:
+        value = made.one(operator, value, **({} if operator == "Log" else {"axis": -1}))
+    next(node for node in made.nodes if old.output[0] in node.input).input[0] = value
+    made.nodes.sort(key=lambda node: node.op_type in ("Identity", "Concat"))
+    return made
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [(), ("LogSoftmax",), ("Softmax", "Log"), ("LogSoftmax", "LogSoftmax")],
+    ids=" ".join,
+)
+def test_what_makes_probabilities(operators: tuple[str, ...], tmp_path: Path) -> None:
+    check(save(scored(*operators), tmp_path))
+
+
+def test_probabilities(tmp_path: Path) -> None:
+    path = save(scored("Softmax"), tmp_path)
+    expected = np.log(run(path)).reshape(1, -1, TOKENS)
+    np.testing.assert_allclose(logprobs(read(path).network), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("operators", "problem"),
+    [
+        (("Softmax", "LogSoftmax"), "LogSoftmax LogSoftmax_1"),
+        (("Softmax", "Softmax"), "Softmax Softmax_1"),
+        (("Log",), "Log Log_1"),
+        (("LogSoftmax", "Log"), "Log Log_1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_softmax_or_logarithm_too_many(
+    operators: tuple[str, ...], problem: str, tmp_path: Path
+) -> None:
+    assert problem in refusal(save(scored(*operators), tmp_path))
+
+
 def test_tokens_that_icefall_names(tmp_path: Path) -> None:
     model = icefall().model()
     helper.set_model_props(model, {"sos_id": "1", "eos_id": "2", "version": "1"})

@@ -199,11 +199,8 @@ def _scores(graph: Graph) -> str:
     """The value that the graph's output of scores is made of, before a softmax."""
     found = {}
     for output in graph.outputs:
-        name = graph.moved(output)
+        name = _before_softmax(graph, graph.moved(output))
         node = graph.producer(name)
-        while node is not None and _is(node, *_SCORES):
-            name = graph.moved(graph.read(node, 0))
-            node = graph.producer(name)
         # States are outputs as well, stacked by a Concat where there are several.
         if node is not None and not _is(node, "Concat", *_RECURRENT):
             found[name] = output
@@ -211,6 +208,20 @@ def _scores(graph: Graph) -> str:
         outputs = ", ".join(ascii(name) for name in found.values()) or "none"
         raise graph.error(f"should have one output of scores beside the states, but has {outputs}")
     return next(iter(found))
+
+
+def _before_softmax(graph: Graph, name: str) -> str:
+    """What a value is the softmax of, or its logarithm; the value itself where it is neither.
+
+    A softmax of logarithms of probabilities is these again; one of probabilities is refused.
+    """
+    while (node := graph.producer(name)) is not None and _is(node, *_SCORES):
+        name = graph.moved(graph.read(node, 0))
+        below = graph.producer(name)
+        if (node.op_type == "Log") != (below is not None and _is(below, "Softmax")):
+            read = repr(name) if below is None else graph.shown(below)
+            raise graph.error(f"{graph.shown(node)} is not read in this place, on {read}")
+    return name
 
 
 def _items(graph: Graph, name: str) -> tuple[tuple[_Item, ...], str]:
