@@ -466,6 +466,50 @@ def test_a_sequence_turned_round(tmp_path: Path) -> None:
     assert "Slice" in refusal(save(made, tmp_path))
 
 
+def selecting(place: str, indices: tuple[int, ...], axis: int) -> Made:
+    """With a Gather of constant indices below or above the recurrent layer."""
+    made = icefall("GRU", layers=1)
+    reader = next(node for node in made.nodes if node.op_type == place)
+    at = made.nodes.index(reader)
+    name = made.one("Gather", reader.input[0], made.integers(*indices), axis=axis)
+    reader.input[0] = name
+    made.nodes.insert(at, made.nodes.pop())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("place", "indices", "axis"),
+    [
+        ("GRU", (0, 1, 2), 2),
+        ("MatMul", (0, 1, 2, 3), 2),
+        ("MatMul", (-4, -3, -2, -1), 2),
+        ("MatMul", (0,), 0),
+    ],
+)
+def test_a_selection_that_keeps_the_order(
+    place: str, indices: tuple[int, ...], axis: int, tmp_path: Path
+) -> None:
+    check(save(selecting(place, indices, axis), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("place", "indices", "axis"),
+    [
+        ("GRU", (2, 1, 0), 2),
+        ("GRU", (0, 1, 1), 2),
+        ("GRU", tuple(range(9, -1, -1)), 0),
+        ("MatMul", (3, 2, 1, 0), 2),
+        ("MatMul", (-2, -1, 0, 1), 2),
+    ],
+)
+def test_a_selection_in_another_order(
+    place: str, indices: tuple[int, ...], axis: int, tmp_path: Path
+) -> None:
+    text = refusal(save(selecting(place, indices, axis), tmp_path))
+    assert "Gather Gather_" in text
+    assert "is not read in this place" in text
+
+
 def test_weights_that_are_left_over(tmp_path: Path) -> None:
     made = icefall()
     made.tensor("attention", random(3, 3, seed=1))

@@ -357,7 +357,9 @@ def _embedding(graph: Graph, parts: _Parts, vocabulary: int) -> Floats | None:
         return None
     name = graph.moved(graph.read(node, 1 if node.op_type == "Gather" else 0))
     if name not in graph.inputs:
-        raise graph.error(_unread(graph, name, graph.producer(name)))
+        # Constant indices rearrange values, and look no tokens up.
+        maker = node if graph.constant(name) is not None else graph.producer(name)
+        raise graph.error(_unread(graph, name, maker))
     if node.op_type == "OneHot":
         _check_one_hot(graph, node, vocabulary)
         return None

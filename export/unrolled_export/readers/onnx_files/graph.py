@@ -144,7 +144,8 @@ class Graph:
             return False
         if node.op_type == "Gather":
             # With other indices it looks tokens up in a table.
-            return self.constant(self.read(node, 1)) is not None
+            indices = self.constant(self.read(node, 1))
+            return indices is not None and _is_ascending(indices.array)
         if node.op_type == "Slice" and len(node.input) > 4:
             # Negative steps turn a sequence round.
             steps = self.constant(node.input[4])
@@ -271,6 +272,14 @@ class Graph:
 
 
 _NONE: frozenset[str] = frozenset()
+
+
+def _is_ascending(indices: Array) -> bool:
+    """Whether selecting these keeps the order. Indices below 0 count from the end."""
+    flat = indices.reshape(-1)
+    if flat.dtype.kind != "i" or len(flat) == 0:
+        return False
+    return bool((flat[1:] > flat[:-1]).all()) and bool(flat[0] < 0) == bool(flat[-1] < 0)
 
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:
