@@ -175,6 +175,7 @@ class DeviceRunner:
         for filters in (False, True):
             self.load(0, None)
             self.told(1, TRIED).fill(-1)
+            self.uniforms(1, TRIED).fill(0.5)
             self.filtered[...], self.wants_logprobs[...] = filters, False
             self.run(1, TRIED)
             self.save(0)
