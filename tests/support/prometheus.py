@@ -75,12 +75,20 @@ def running_prometheus(folder: Path, *targets: str, like: Path = DEPLOYED) -> It
     ]
     with log.open("w") as output, subprocess.Popen(command, stderr=output) as process:
         try:
-            eventually(
-                lambda: process.poll() is not None or "ready to receive" in log.read_text(),
-                "Prometheus is ready",
-            )
-            match = re.search(r'"?Listening on"? address=(\S+)', log.read_text())
-            assert match is not None, log.read_text()
-            yield Prometheus(match[1])
+            yield Prometheus(_address_once_ready(process, log))
         finally:
             process.kill()
+
+
+def _address_once_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """HOST:PORT where it answers, which it logs at no certain moment before it is ready or after."""
+    found: list[str] = []
+
+    def is_ready() -> bool:
+        found[:] = re.findall(r'"?Listening on"? address=(\S+)', log.read_text())
+        return bool(found) and "ready to receive" in log.read_text()
+
+    eventually(lambda: process.poll() is not None or is_ready(), "Prometheus is ready")
+    assert process.poll() is None, log.read_text()
+    (address,) = found
+    return address
