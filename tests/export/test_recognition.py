@@ -397,7 +397,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "two models": (
         lambda: model(one=usual(), other=usual()),
-        "do not follow one another between an embedding and a head",
+        "holds 2 models of the same shapes, one.* and other.*: for the first, add --set",
     ),
 }
 

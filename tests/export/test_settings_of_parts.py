@@ -117,3 +117,49 @@ def test_one_hot_tokens_have_no_activation_of_their_own() -> None:
     model = nn.ModuleDict({"rnn": nn.GRU(V, H), "fc": nn.Linear(H, V)})
     with pytest.raises(SettingError, match="input_activation: not a setting"):
         read(model.state_dict(), "input_activation=relu")
+
+
+class Normed(nn.Module):
+    """A function that is a module stands behind one of the parts, which no pickle tells."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Embedding(V, E), nn.GRU(E, H)
+        self.relu = nn.ReLU()
+        self.fc1, self.bn1, self.fc2 = nn.Linear(H, 5), nn.BatchNorm1d(5), nn.Linear(5, V)
+        self.place = place
+        randomise(self)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        values = self.rnn(self.embed(tokens))[0]
+        for name in ("rnn", "fc1", "bn1"):
+            values = values if name == "rnn" else self.get_submodule(name)(values)
+            values = self.relu(values) if name == self.place else values
+        logits: torch.Tensor = self.fc2(values)
+        return logits
+
+
+@pytest.mark.parametrize("place", ["bn1", "fc1", "rnn"])
+def test_an_activation_among_norms_is_asked_for_part_by_part(place: str) -> None:
+    model = Normed(place).eval()
+    modules, settings = modules_of(model), list[str]()
+    for part in ("bn1", "fc1", "rnn"):
+        with pytest.raises(SettingNeeded, match=r"module relu \(ReLU\) may be applied") as caught:
+            read(model.state_dict(), *settings, modules=modules)
+        assert caught.value.key == f"head_activation.{part}"
+        assert set(caught.value.choices) == {"relu", "linear"}
+        settings.append(f"head_activation.{part}={'relu' if part == place else 'linear'}")
+        if part == place:
+            break
+    network = read(model.state_dict(), *settings, modules=modules).network
+    tokens = ids(V)
+    with torch.inference_mode():
+        expected = model(tokens).log_softmax(-1)
+    torch.testing.assert_close(logprobs(network, tokens), expected, rtol=0, atol=1e-4)
+
+
+def test_what_follows_a_stage_before_a_norm_is_asked_for_by_name() -> None:
+    settings = ["norm_epsilon=1e-5"]
+    with pytest.raises(SettingNeeded, match="an activation may follow fc1") as caught:
+        read(Normed("fc1").state_dict(), *settings)
+    assert caught.value.key == "head_activation.fc1"

@@ -98,12 +98,16 @@ def find_activations(
     heads = _told(tensors, settings, "head_activation", after or behind[-1:], behind, known)
     conventions = _conventions(settings, after, unclear)
     gap = None if modules else _behind_empty_place(chain, after)
-    if unclear:
+    is_normed = any(isinstance(part, Norm) for part in chain.after)
+    if unclear and is_normed:
+        if not inputs.is_any_applied():
+            heads.need_place(*_unclear_question(unclear))
+    elif unclear:
         heads.need(*_unclear_question(unclear))
     elif gap is not None:
         heads.need(f"by its number {gap} stands behind a module without weights", _LIKELY)
     elif len(conventions) < len(after):
-        heads.need(unknown_after(after), _POSSIBLE)
+        heads.need(unknown_after(after), _POSSIBLE, by_part=is_normed)
     if before:
         inputs.need(unknown_after(before), _POSSIBLE)
     assumptions = (

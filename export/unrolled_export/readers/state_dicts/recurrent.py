@@ -22,6 +22,8 @@ from unrolled_export.readers.tensors import Tensors
 _PARAMETER = re.compile(
     r"(?P<module>.*?)(?P<field>(?:weight|bias)_(?:ih|hh)|weight_hr)(?P<suffix>_l[0-9]{1,3}|)"
 )
+RECURRENT_FIELD = re.compile(r"weight_(ih|hh|hr)")
+"""In the name of a matrix of a recurrent module."""
 _REVERSE = re.compile(r".*_l[0-9]+_reverse(_raw)?")
 _BACKWARD = re.compile(
     r"(.*[._])?(backwards?|bwd|bw|rev|reversed?|r2l|rtl)([._].*)?", re.IGNORECASE

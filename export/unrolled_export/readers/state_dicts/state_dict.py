@@ -56,6 +56,7 @@ from unrolled_export.readers.state_dicts.parts import (
 )
 from unrolled_export.readers.state_dicts.recurrent import Recurrent, find_recurrent, read_layers
 from unrolled_export.readers.state_dicts.roles import find_roles
+from unrolled_export.readers.state_dicts.several_models import refuse_several
 from unrolled_export.readers.tensors import Tensors
 
 _NO_MODULES: Mapping[str, Module] = MappingProxyType({})
@@ -106,6 +107,7 @@ def _read(
     refuse_unserved(tensors, modules, hints)
     tensors = with_plain_weights(tensors)
     tensors.set_aside(filter(tensors.is_counter, tensors.left), "a counter")
+    refuse_several(tensors)
     recurrent, of_repeated = find_recurrent(tensors)
     said = _cell_as_said(tensors, recurrent[0], cell)
     cell, of_cell = (

@@ -22,16 +22,30 @@ class ToldActivations:
     parts: Sequence[str]
     """All whose output an activation may be applied to."""
 
-    def need(self, problem: str, choices: Sequence[Activation]) -> None:
-        """Raise SettingNeeded where the activation after one of the stages is not told."""
+    def need(self, problem: str, choices: Sequence[Activation], *, by_part: bool = False) -> None:
+        """Raise SettingNeeded where the activation after one of the stages is not told; for this
+        one alone if `by_part`, or once some are told by name."""
         open_ = [stage for stage in self.stages if self._told(stage) is None]
         if not open_:
             return
         key = self.key
-        if len(open_) < len(self.stages):
-            # Once some are told by name, the others are asked for by name.
+        if by_part or len(open_) < len(self.stages):
             key, problem = f"{key}.{open_[0]}", unknown_after(open_)
         raise self.tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
+
+    def need_place(self, problem: str, choices: Sequence[Activation]) -> None:
+        """Raise SettingNeeded where an activation is told of no part, for the last of which
+        nothing is told."""
+        told = self.chosen()
+        open_ = [part for part in self.parts if part not in told]
+        if open_ and not self.is_any_applied():
+            problem = f"{problem}, to the output of {' or '.join(open_)}"
+            key = f"{self.key}.{open_[-1]}"
+            raise self.tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
+
+    def is_any_applied(self) -> bool:
+        """Whether something other than nothing is told."""
+        return any(told is not Activation.LINEAR for told in self.chosen().values())
 
     def chosen(self) -> dict[str, Activation]:
         """By part, what was told."""
