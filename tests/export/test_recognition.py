@@ -572,6 +572,18 @@ CLAIMS: dict[str, tuple[dict[str, object], str]] = {
     "both directions": ({"bidirectional": 1}, "bidirectional=1: it reads a text from its end"),
     "scaled": ({"scale_embedding": True}, "scale_embedding=True: it multiplies embeddings"),
     "scaled by a number": ({"embed_scale": 2.5}, "embed_scale=2.5: it multiplies embeddings"),
+    "zoneout": ({"zoneout": 0.1}, "zoneout=0.1: it has cells that compute something else"),
+    "a clipped cell": ({"cell_clip": 3.0}, "cell_clip=3.0: it has cells that compute"),
+    "hard gates": ({"recurrent_activation": "hard_sigmoid"}, "hard_sigmoid: it has cells"),
+    "scaled scores": ({"logit_scale": 2.0}, "logit_scale=2.0: it multiplies the scores"),
+    "a highway": ({"use_highway": True}, "use_highway=True: it has highway layers"),
+    "from its end": ({"is_forward": False}, "is_forward=False: it reads a text from its end"),
+    "reversed": ({"go_backwards": True}, "go_backwards=True: it reads a text from its end"),
+    "two directions": ({"num_directions": 2}, "num_directions=2: it reads a text from its end as"),
+    "a norm of a kind": ({"norm": "layer"}, "norm=layer, but no tensors are of a layer norm"),
+    "a norm in short": ({"use_bn": True}, "use_bn=True, but no tensors are of a batch norm"),
+    "a last activation": ({"final_activation": "relu"}, "--set head_activation=relu"),
+    "where it is said": ({"config.json.skip": True}, "skip=True: it adds earlier"),
     "units": ({"hidden_size": 99}, "hidden_size=99, but the recurrent layers have 7 units"),
     "layers": ({"n_layers": 3}, "n_layers=3, but the recurrent layers found are 1"),
     "a cell": ({"rnn_type": "GRU"}, "rnn_type=GRU, but the tensors are those of the cell lstm"),
@@ -599,11 +611,43 @@ def test_claims_that_the_tensors_do_not_bear_out(case: str, pickled: bool) -> No
         {"hidden_size": H, "num_layers": 1, "bidirectional": False, "dropout": 0.5, "lr": 1e-3},
         {"layer_norm": False, "attention": None, "residual": 0, "embed_scale": 1.0},
         {"rnn_type": "LSTM", "activation": "tanh", "use_attention": "none"},
+        {"zoneout": 0.0, "grad_clip": 5.0, "logit_scale": 1.0, "norm": "none", "num_directions": 1},
+        {"reset_after": False, "recurrent_activation": "sigmoid", "is_forward": True},
     ],
 )
 def test_claims_that_agree(claims: dict[str, object]) -> None:
     tensors = usual().state_dict()
     assert recognition.read(tensors, hints=claims).text == recognition.read(tensors).text
+
+
+def test_a_gru_whose_reset_gate_comes_first() -> None:
+    tensors = model(embed=nn.Embedding(V, E), rnn=nn.GRU(E, H), fc=nn.Linear(H, V)).state_dict()
+    with pytest.raises(CheckpointError, match=r"args has reset_after=False: it has cells"):
+        recognition.read(tensors, hints={"args.reset_after": False})
+    recognition.read(tensors, hints={"args.reset_after": True})
+
+
+@pytest.mark.parametrize("place", ["", "part"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ResidualLSTM", "adds earlier values to later ones"),
+        ("SkipRNN", "adds earlier values to later ones"),
+        ("HighwayNet", "has highway layers"),
+        ("ZoneoutLM", "has cells that compute something else"),
+        ("BackwardLM", "reads a text from its end"),
+        ("Seq2Seq", "reads another text than it continues"),
+        ("MyAttnLM", "attends to all steps"),
+    ],
+)
+def test_classes_whose_names_tell(name: str, expected: str, place: str) -> None:
+    whole = usual()
+    modules = {**modules_of(whole), place: Module(f"model.{name}", {})}
+    with pytest.raises(CheckpointError) as caught:
+        recognition.read(whole.state_dict(), modules=modules)
+    shown = f"module part ({name})" if place else f"the {name}"
+    assert f"{shown} is called as one that {expected}" in str(caught.value)
+    recognition.read(whole.state_dict())
 
 
 def test_claims_of_parts_that_were_found() -> None:

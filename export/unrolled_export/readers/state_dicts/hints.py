@@ -23,7 +23,7 @@ CELL_KEYS = ("mode", "rnn_type", "rnn_mode", "cell", "cell_type", "model", "mode
 PLAIN_CELL = re.compile(r"(?:rnn|elman)_?(tanh|relu)", re.IGNORECASE)
 _NONLINEARITIES = ("tanh", "relu")
 _OF_THE_MODEL = re.compile(
-    r"(\w*(config|cfg|args?|params|parameters|opts?|options|settings|model|lm|rnn|net(work)?)\.)*"
+    r"(\w*(config|cfg|args?|params|parameters|opts?|options|settings|model|lm|rnn|net(work)?|json|metadata)\.)*"
     r"nonlinearity",
     re.IGNORECASE,
 )
