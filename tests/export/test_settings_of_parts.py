@@ -158,8 +158,17 @@ def test_an_activation_among_norms_is_asked_for_part_by_part(place: str) -> None
     torch.testing.assert_close(logprobs(network, tokens), expected, rtol=0, atol=1e-4)
 
 
-def test_what_follows_a_stage_before_a_norm_is_asked_for_by_name() -> None:
-    settings = ["norm_epsilon=1e-5"]
-    with pytest.raises(SettingNeeded, match="an activation may follow fc1") as caught:
-        read(Normed("fc1").state_dict(), *settings)
-    assert caught.value.key == "head_activation.fc1"
+@pytest.mark.parametrize("place", ["bn1", "fc1"])
+def test_what_follows_a_stage_or_the_norm_behind_it_is_asked_for_by_name(place: str) -> None:
+    model, settings = Normed(place).eval(), ["norm_epsilon=1e-5"]
+    for part in ("fc1", "bn1"):
+        with pytest.raises(SettingNeeded, match=f"an activation may follow {part}") as caught:
+            read(model.state_dict(), *settings)
+        assert caught.value.key == f"head_activation.{part}"
+        settings.append(f"head_activation.{part}={'relu' if part == place else 'linear'}")
+        if part == place:
+            break
+    network, tokens = read(model.state_dict(), *settings).network, ids(V)
+    with torch.inference_mode():
+        expected = model(tokens).log_softmax(-1)
+    torch.testing.assert_close(logprobs(network, tokens), expected, rtol=0, atol=1e-4)

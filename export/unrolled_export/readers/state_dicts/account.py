@@ -12,7 +12,7 @@ from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.initial_states import InitialStates
 from unrolled_export.readers.state_dicts.module_classes import is_own
 from unrolled_export.readers.state_dicts.numbering import are_neighbours
-from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, beside, module_of
+from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, beside
 from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.tensors import Tensors
 
@@ -119,7 +119,6 @@ def _part_name(part: Part) -> str:
 
 
 def _end_name(chain: Chain, part: Part) -> str:
-    """The name of a part that may be the head, of whose names the last is its own."""
-    if isinstance(part, Matrix) and part is chain.ends.head:
-        return module_of(part.names[-1])
-    return _part_name(part)
+    """The name of a part that may be the head."""
+    is_head = isinstance(part, Matrix) and part is chain.ends.head
+    return chain.ends.head_name if is_head else _part_name(part)

@@ -98,18 +98,16 @@ def find_activations(
     heads = _told(tensors, settings, "head_activation", after or behind[-1:], behind, known)
     conventions = _conventions(settings, after, unclear)
     gap = None if modules else _behind_empty_place(chain, after)
-    is_normed = any(isinstance(part, Norm) for part in chain.after)
-    if unclear and is_normed:
-        if not inputs.is_any_applied():
-            heads.need_place(*_unclear_question(unclear))
-    elif unclear:
+    if unclear and not any(isinstance(part, Norm) for part in chain.after):
         heads.need(*_unclear_question(unclear))
+    elif unclear and not inputs.is_any_applied():
+        heads.need_place(*_unclear_question(unclear))
     elif gap is not None:
         heads.need(f"by its number {gap} stands behind a module without weights", _LIKELY)
-    elif len(conventions) < len(after):
-        heads.need(unknown_after(after), _POSSIBLE, by_part=is_normed)
+    elif not unclear and len(conventions) < len(after):
+        heads.need(unknown_after(after), _POSSIBLE, _norms_behind(chain.after))
     if before:
-        inputs.need(unknown_after(before), _POSSIBLE)
+        inputs.need(unknown_after(before), _POSSIBLE, _norms_behind(chain.before))
     assumptions = (
         *(f"no activation after {name}, as in {family}" for name, family in conventions),
         *(f"{path} ({kind}) is applied nowhere else" for path, kind in unclear.items()),
@@ -162,6 +160,15 @@ def _conventions(
 
 def _matrices(parts: Sequence[object]) -> list[Matrix]:
     return [part for part in parts if isinstance(part, Matrix)]
+
+
+def _norms_behind(parts: Sequence[Matrix | Norm]) -> dict[str, str]:
+    """Names of norms by that of the linear stage that they follow."""
+    return {
+        part.name: following.name
+        for part, following in pairwise(parts)
+        if isinstance(part, Matrix) and isinstance(following, Norm)
+    }
 
 
 def _behind_empty_place(chain: Chain, stages: Sequence[str]) -> str | None:
@@ -227,7 +234,7 @@ def _placed(
 def _path_names(chain: Chain) -> list[str]:
     """The names of the parts from the embedding to the head."""
     embedding = [] if chain.ends.embedding is None else [chain.ends.embedding.name]
-    return [*embedding, *(part.name for part in chain.parts), chain.ends.head.name]
+    return [*embedding, *(part.name for part in chain.parts), chain.ends.head_name]
 
 
 def _part_before(path: str, order: Sequence[str], modules: Modules) -> str | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from unrolled_export.network import Activation
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.tensors import Tensors
+
+_NO_NORMS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,22 @@ class ToldActivations:
     parts: Sequence[str]
     """All whose output an activation may be applied to."""
 
-    def need(self, problem: str, choices: Sequence[Activation], *, by_part: bool = False) -> None:
-        """Raise SettingNeeded where the activation after one of the stages is not told; for this
-        one alone if `by_part`, or once some are told by name."""
+    def need(
+        self, problem: str, choices: Sequence[Activation], norms: Mapping[str, str] = _NO_NORMS
+    ) -> None:
+        """Raise SettingNeeded where the activation after one of the stages is not told.
+
+        It is asked for by part once some are told so, and where `norms`, by the stage that they
+        follow, may have it behind them instead.
+        """
         open_ = [stage for stage in self.stages if self._told(stage) is None]
+        linear = [stage for stage in self.stages if self._told(stage) is Activation.LINEAR]
+        behind = [norms[stage] for stage in linear if stage in norms]
+        open_ += [norm for norm in behind if norm in self.parts and self._told(norm) is None]
         if not open_:
             return
         key = self.key
-        if by_part or len(open_) < len(self.stages):
+        if norms or len(open_) < len(self.stages):
             key, problem = f"{key}.{open_[0]}", unknown_after(open_)
         raise self.tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
 
