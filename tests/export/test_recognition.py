@@ -26,7 +26,7 @@ from unrolled_export.errors import CheckpointError, ExportError, SettingError, S
 from unrolled_export.network import Activation, Dense, LayerNorm, Network
 from unrolled_export.readers import Settings, read_checkpoint
 from unrolled_export.readers.pytorch_files.module_info import Module
-from unrolled_export.readers.state_dicts.module_classes import is_known, refuse_unread_classes
+from unrolled_export.readers.state_dicts.torch_classes import is_known, refuse_unread_classes
 from unrolled_export.readers.tensors import Tensors
 
 Capture = pytest.CaptureFixture[str]

@@ -5,6 +5,8 @@ The model is run in PyTorch, and the network that is read has to give the same l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +174,31 @@ def test_what_follows_a_stage_or_the_norm_behind_it_is_asked_for_by_name(place: 
     with torch.inference_mode():
         expected = model(tokens).log_softmax(-1)
     torch.testing.assert_close(logprobs(network, tokens), expected, rtol=0, atol=1e-4)
+
+
+class Bent(nn.Module):
+    """A function of a model's own."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.relu(values)
+
+
+BENT: dict[str, Callable[[], list[nn.Module]]] = {
+    "head_activation.head.0": lambda: [nn.Linear(H, 8), Bent(), nn.LayerNorm(8), nn.Linear(8, V)],
+    "head_activation": lambda: [nn.LayerNorm(H), Bent(), nn.Dropout(), nn.Linear(H, V)],
+}
+
+
+@pytest.mark.parametrize("key", BENT)
+def test_a_class_of_its_own_in_a_sequence_may_be_an_activation(key: str) -> None:
+    embed, rnn, head = nn.Embedding(V, E), nn.GRU(E, H), nn.Sequential(*BENT[key]())
+    model = nn.ModuleDict({"embed": embed, "rnn": rnn, "head": head}).eval()
+    randomise(model)
+    with pytest.raises(SettingNeeded, match=r"module head.1 \(Bent\) may be an act") as caught:
+        read(model.state_dict(), modules=modules_of(model))
+    assert caught.value.key == key
+    reading, tokens = read(model.state_dict(), f"{key}=relu", modules=modules_of(model)), ids(V)
+    assert not any("Bent" in assumed for assumed in reading.assumptions)
+    with torch.inference_mode():
+        expected = head(rnn(embed(tokens))[0]).log_softmax(-1)
+    torch.testing.assert_close(logprobs(reading.network, tokens), expected, rtol=0, atol=1e-4)

@@ -39,9 +39,9 @@ class ToldActivations:
         open_ += [norm for norm in behind if norm in self.parts and self._told(norm) is None]
         if not open_:
             return
-        key = self.key
-        if norms or len(open_) < len(self.stages):
-            key, problem = f"{key}.{open_[0]}", unknown_after(open_)
+        is_first = open_ == list(self.stages)
+        key = self.key if is_first and not norms else f"{self.key}.{open_[0]}"
+        problem = problem if is_first else unknown_after(open_)
         raise self.tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
 
     def need_place(self, problem: str, choices: Sequence[Activation]) -> None:
