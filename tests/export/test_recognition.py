@@ -482,6 +482,22 @@ def test_tensors_beside_a_model(case: str) -> None:
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["ln_c", "c_norm", "ln_h", "norm_hx", "layernorm_cell", "h_ln"])
+def test_a_norm_of_what_a_cell_carries(name: str) -> None:
+    parts = {"cell": nn.LSTMCell(E, H), name: nn.LayerNorm(H)}
+    whole = model(embed=nn.Embedding(V, E), rnn=model(**parts), fc=nn.Linear(H, V))
+    with pytest.raises(CheckpointError, match=f"rnn.{name}.weight .*a normalisation inside"):
+        recognition.read(whole.state_dict(), modules=modules_of(whole))
+
+
+@pytest.mark.parametrize("name", ["norm", "ln_f", "ln_head", "head_norm"])
+def test_a_norm_behind_a_cell(name: str) -> None:
+    parts = {"cell": nn.LSTMCell(E, H), name: nn.LayerNorm(H)}
+    whole = model(embed=nn.Embedding(V, E), **parts, fc=nn.Linear(H, V))
+    assumptions = recognition.read(whole.state_dict(), "norm_epsilon=1e-5").assumptions
+    assert f"{name} normalises what the cells put out, not the state they carry" in assumptions
+
+
 def test_a_model_that_is_saved_twice_counts_once() -> None:
     tensors = usual().state_dict()
     twice = {**tensors, **{f"model.{name}": tensor for name, tensor in tensors.items()}}

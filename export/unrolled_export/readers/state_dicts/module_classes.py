@@ -12,7 +12,6 @@ from unrolled_export.network import Cell
 from unrolled_export.readers.pytorch_files.module_info import Module, Modules
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, module_of
-from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.state_dicts.torch_classes import (
     ACTIVATION_CLASSES,
     NORMALISED_CLASSES,
@@ -81,12 +80,7 @@ def _standard(part: Part, chain: Chain, cell: Cell) -> str:
     if isinstance(part, Matrix):
         return "Embedding" if part is chain.ends.embedding else "Linear"
     kind = {Cell.LSTM: "LSTM", Cell.GRU: "GRU"}.get(cell, "RNN")
-    return kind if _is_whole(part) else f"{kind}Cell"
-
-
-def _is_whole(part: Recurrent) -> bool:
-    """Whether it names its parameters by layer, as nn.LSTM does and nn.LSTMCell does not."""
-    return "_l0" in part.layers[0]["weight_hh"]
+    return f"{kind}Cell" if part.is_cell else kind
 
 
 def _has_modules(path: str, modules: Modules) -> bool:

@@ -62,6 +62,11 @@ class Recurrent:
         return self.prefix.rstrip(".")
 
     @property
+    def is_cell(self) -> bool:
+        """Whether it names its parameters as nn.LSTMCell does, not by layer as nn.LSTM."""
+        return "_l0" not in self.layers[0]["weight_hh"]
+
+    @property
     def tensors(self) -> tuple[str, ...]:
         return tuple(name for fields in self.layers for name in fields.values())
 
