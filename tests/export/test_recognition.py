@@ -440,7 +440,23 @@ INSIDE: dict[str, tuple[StateDict, str]] = {
         {"rnn.ln_c.weight": torch.ones(H), "rnn.ln_c.bias": torch.ones(H)},
         "of a normalisation inside the cells",
     ),
-    "initial states of a batch": ({"h0": torch.ones(1, 4, H)}, "h0 [1, 4, 7] is not the initial"),
+    "initial states of a batch": (
+        {"h0": torch.ones(1, 4, H)},
+        "h0 [1, 4, 7] is not the initial state of one sequence: where it only is what the last "
+        "batch left, add --set ignore=h0",
+    ),
+    "an attention": (
+        {f"{name}.weight": torch.ones(H, H) for name in ("query", "key", "value")},
+        "query.weight [7, 7], of an attention",
+    ),
+    "a mogrifier": (
+        {f"mogrifier_list.{index}.weight": torch.full((H, H), index) for index in range(5)},
+        "mogrifier_list.0.weight [7, 7], of a mogrifier",
+    ),
+    "a first state of a picture": (
+        {"init_h.weight": torch.ones(H, H), "init_h.bias": torch.ones(H)},
+        "init_h.weight [7, 7], of a first state that is made of something else",
+    ),
     "initial states of other layers": (
         {"h0": torch.ones(2, 1, H)},
         "h0 [2, 1, 7] should be the initial h of layers of [7] units",

@@ -25,13 +25,17 @@ _NORM_OF_STATE = re.compile(
 """Beside a cell of one step, whose state the model carries itself."""
 _FOREIGN = {
     "an attention over all steps, which is not a state carried from token to token": (
-        r".*(attn|attention|transformer)"
+        r".*(attn|attention|transformer|(^|[._])(query|q_proj|w_?q)([._]|$))"
     ),
     "a convolution, which reads several tokens at once": r"(.*[._])?conv(s|[0-9]d?|)([._].*)?$",
     "an adaptive softmax or input, which this release does not serve": (
         r".*(adaptive|tail(\.[0-9]|_vectors))"
     ),
     "a highway layer, which this release does not serve": r".*highway",
+    "a mogrifier, which changes what a cell reads by its state and is not served": r".*mogrif",
+    "a first state that is made of something else than a text, which is not served": (
+        r".*(^|[._])(init_?(h|c|hidden|cell)|(latent|z)_?(to|2)_?(h|hidden))[._]weight$"
+    ),
     _INSIDE: (r".*((ln|norm)_?(ih|hh|cell)([._]|$)|layernorm_[ihc]([._]|$))"),
     "a cell with peepholes, which this release does not serve": r".*(peephole|weight_c[ifoh]\b)",
 }
