@@ -37,11 +37,15 @@ class PytorchFile:
         size = reading.network.vocabulary_size
         vocabulary = find_vocabulary(path, tree, size)
         is_printable = vocabulary is None and _has_printable_tokens(found, size)
+        tokens = tuple(string.printable) if is_printable else None
+        if vocabulary is not None:
+            tokens = vocabulary.tokens
         return Checkpoint(
             reading.network,
             (path,),
             f"{_kind(found)}: {reading.text}",
-            tuple(string.printable) if is_printable else vocabulary,
+            tokens,
+            vocabulary_place=None if vocabulary is None else vocabulary.name,
             assumptions=(*reading.assumptions, *((_PRINTABLE_ASSUMED,) if is_printable else ())),
         )
 
