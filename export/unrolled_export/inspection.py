@@ -25,7 +25,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     inspection = _Inspection(arguments)
     checkpoint, vocabulary = inspection.read()
     lines = [
-        *_described(checkpoint, vocabulary),
+        *_described(checkpoint, vocabulary, has_own=arguments.vocab is None),
         *inspection.missing(),
         ("convert", inspection.command()),
     ]
@@ -125,7 +125,10 @@ def _either(choices: Sequence[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _described(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Iterator[Line]:
+def _described(
+    checkpoint: Checkpoint, vocabulary: Vocabulary | None, *, has_own: bool
+) -> Iterator[Line]:
+    """`has_own` where the vocabulary is the checkpoint's own."""
     network = checkpoint.network
     first, *others = checkpoint.files
     yield "checkpoint", f"{first}{f' and {len(others)} more' if others else ''}"
@@ -139,6 +142,8 @@ def _described(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> Iterato
     yield "state", f"{network.state_bytes:,} bytes a session"
     size = f"{network.vocabulary_size:,} tokens, which ones the file does not tell"
     yield "vocabulary", size if vocabulary is None else vocabulary.describe()
+    if has_own and checkpoint.vocabulary_place is not None:
+        yield "", f"found at {checkpoint.vocabulary_place}"
     if vocabulary is not None:
         yield from (("", note) for note in vocabulary.notes)
 

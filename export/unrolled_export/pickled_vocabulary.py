@@ -37,8 +37,8 @@ def read_pickled(path: Path, size: int | None, *, allow_pickle: bool) -> object:
     from unrolled_export.readers.pytorch_files.vocabulary import find_vocabulary
 
     tree = read_tree(path, allow_pickle)
-    tokens = None if size is None else find_vocabulary(path, tree, size)
-    return _plain(tree) if tokens is None else tokens
+    found = None if size is None else find_vocabulary(path, tree, size)
+    return _plain(tree) if found is None else found.tokens
 
 
 def _plain(value: object, depth: int = 0) -> object:

@@ -14,6 +14,8 @@ _ID = re.compile(r"[0-9]{1,9}")
 ESCAPES = {"\\n": "\n", "\\t": "\t", "\\r": "\r"}
 """How a command line or a line of text writes characters that it cannot hold."""
 
+PADDING = "<pad>"
+"""What id 0 stands for where ids are counted from 1."""
 FILLER = "xxfake"
 """What fastai fills vocabularies with, up to a multiple of eight."""
 

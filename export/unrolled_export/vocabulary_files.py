@@ -16,10 +16,9 @@ from unrolled_export.tokenizer_files import (
     read_sentencepiece,
     read_tokenizer,
 )
-from unrolled_export.vocabulary import as_id
+from unrolled_export.vocabulary import PADDING, as_id
 from unrolled_export.vocabulary_text import distinct_characters, token_ids, token_lines
 
-PADDING = "<pad>"
 _NAMES = (
     *("itos", "idx_to_token", "id_to_token", "idx2word", "idx2char", "index_word", "idx_to_char"),
     *("stoi", "token_to_idx", "token_to_id", "word2idx", "char2idx", "word_index", "char_to_idx"),

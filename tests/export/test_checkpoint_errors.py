@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.checkpoints import (
     state_dict,
 )
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from unrolled_export.errors import ExportError
 from unrolled_export.readers import Settings, read_checkpoint
 
@@ -67,7 +69,8 @@ BAD_TENSORS: dict[str, tuple[Arrays, str]] = {
     "nothing at all": ({}, "no recurrent layer: no tensor is called weight_ih_l0"),
     "no recurrent layer": (
         {"embedding.weight": zeros(5, 3), "head.weight": zeros(5, 3)},
-        "no recurrent layer: no tensor is called weight_ih_l0",
+        "no tensor is called weight_ih_l0, nor weight_ih, but embedding.weight [5, 3], "
+        "head.weight [5, 3]: a cell that computes as PyTorch's is read once its tensors are called",
     ),
     "left over": (
         {**LSTM, "norm.weight": zeros(4)},
@@ -268,6 +271,18 @@ def test_pickles_of_something_else(case: str, tmp_path: Path, capsys: Capture) -
     assert expected in line
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_need_no_permission(whole: bool, tmp_path: Path, capsys: Capture) -> None:
+    model = nn.ModuleDict({"rnn": nn.LSTM(3, 4), "head": nn.Linear(4, 5)})
+    parts = {nn.LSTM, nn.Linear}
+    packed = torch.ao.quantization.quantize_dynamic(model, parts)  # type: ignore[no-untyped-call]
+    torch.save(packed if whole else packed.state_dict(), tmp_path / "model.pt")
+    line = refusal([str(tmp_path / "model.pt")], tmp_path / "models", capsys)
+    assert "holds quantised weights (torch." in line
+    assert line.endswith("save the state_dict of the float32 model that they were made from")
+
+
 def test_other_kinds_of_file(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "model.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
@@ -357,6 +372,31 @@ def test_a_folder_of_two_vocabularies(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "other.json").write_text(json.dumps(list("vwxyz")))
     line = refusal([str(tmp_path)], tmp_path / "models", capsys)
     assert "vocabularies that differ (other.json, vocab.json): add --vocab FILE" in line
+
+
+FOLDERS = {
+    "weights": (("model.ckpt-9.index", "model.ckpt-9.data-00000-of-00001"), "(model.ckpt-9.index)"),
+    "a SavedModel": (("saved_model.pb", "variables.index"), "a SavedModel of TensorFlow"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_of_tensorflow(case: str, tmp_path: Path, capsys: Capture) -> None:
+    names, expected = FOLDERS[case]
+    for name in names:
+        (tmp_path / name).write_bytes(b"\0")
+    (tmp_path / "chars_vocab.pkl").write_bytes(pickle.dumps((("a", "b"), {"a": 0, "b": 1})))
+    line = refusal([str(tmp_path)], tmp_path / "models", capsys)
+    assert expected in line
+    assert line.endswith("as .keras or .h5, other weights by name in a .safetensors file")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_a_distributed_checkpoint(tmp_path: Path, capsys: Capture) -> None:
+    tensors = {name: torch.from_numpy(array) for name, array in LSTM.items()}
+    save_distributed(tensors, checkpoint_id=tmp_path, no_dist=True)
+    line = refusal([str(tmp_path)], tmp_path / "models", capsys)
+    assert "a distributed checkpoint of PyTorch: `python -m torch.distributed" in line
 
 
 def test_a_folder_of_something_else(tmp_path: Path, capsys: Capture) -> None:

@@ -153,6 +153,25 @@ def test_names_settle_which_list_it_is(tmp_path: Path) -> None:
     assert read(tmp_path, stages=layers, itos=TOKENS).vocabulary == tuple(TOKENS)
 
 
+FROM_1: dict[object, object] = {token: index for index, token in enumerate(TOKENS[1:], 1)}
+COUNTED = {
+    "ids by token": FROM_1,
+    "tokens by id": {index: token for token, index in FROM_1.items()},
+}
+
+
+@pytest.mark.parametrize("form", COUNTED)
+def test_ids_from_1_leave_0_for_padding(form: str, tmp_path: Path) -> None:
+    checkpoint = read(tmp_path, config={"index": COUNTED[form]}, epoch=3)
+    assert checkpoint.vocabulary == ("<pad>", *TOKENS[1:])
+    assert checkpoint.vocabulary_place == "config.index"
+
+
+def test_a_vocabulary_that_is_whole_counts_more(tmp_path: Path) -> None:
+    checkpoint = read(tmp_path, ids=FROM_1, itos=TOKENS)
+    assert (checkpoint.vocabulary, checkpoint.vocabulary_place) == (tuple(TOKENS), "itos")
+
+
 def test_vocabularies_that_disagree(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"source\.itos and target\.itos: add --vocab FILE"):
         read(tmp_path, source={"itos": TOKENS}, target={"itos": TOKENS[::-1]})

@@ -128,6 +128,45 @@ def test_what_cannot_be_ignored(case: str) -> None:
     assert expected in str(caught.value)
 
 
+BESIDE_IT: dict[str, Callable[[str, Tensor], tuple[str, Tensor]]] = {
+    "an average": lambda name, tensor: (f"ema.{name}", tensor * 0.9),
+    "a flat average": lambda name, tensor: (f"model_ema.{name.replace('.', '')}", tensor * 0.9),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE_IT)
+@pytest.mark.parametrize("start", ["model.", "net.model."])
+def test_a_model_and_its_average(start: str, case: str) -> None:
+    model = Model()
+    averages = [BESIDE_IT[case](*item) for item in model.state_dict().items()]
+    outer = start.removesuffix("model.")
+    tensors = {f"{start}{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"{outer}{name}": tensor for name, tensor in averages}
+    prefix = outer + averages[0][0].partition(".")[0]
+    with pytest.raises(CheckpointError, match="holds 2 models of the same shapes") as caught:
+        read(tensors)
+    assert f"{start}* and {prefix}.*" in str(caught.value)
+    _, setting = shlex.split(str(caught.value).rpartition("add ")[2])
+    assert setting == f"ignore={prefix}.*"
+    check(model, read(tensors, setting).network)
+
+
+def test_an_ensemble() -> None:
+    members = {f"{index}.": Model() for index in range(3)}
+    for index, member in enumerate(members.values()):
+        randomise(member, seed=index)
+    tensors = {
+        prefix + name: tensor
+        for prefix, member in members.items()
+        for name, tensor in member.state_dict().items()
+    }
+    with pytest.raises(CheckpointError, match="holds 3 models of the same shapes") as caught:
+        read(tensors)
+    _, setting = shlex.split(str(caught.value).rpartition("add ")[2])
+    check(members["0."], read(tensors, setting).network)
+    check(members["2."], read(tensors, "ignore=0.*,1.*").network)
+
+
 @pytest.mark.parametrize(
     ("cell", "name", "shape"),
     [

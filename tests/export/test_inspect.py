@@ -117,6 +117,16 @@ def test_what_is_given_is_not_missing(tmp_path: Path, capsys: Capture) -> None:
     assert read_manifest(folder).cell == model_pb2.CELL_RNN_RELU
 
 
+@pytest.mark.parametrize("has_file", [False, True])
+def test_where_a_vocabulary_is(has_file: bool, tmp_path: Path, capsys: Capture) -> None:
+    arguments = save(tmp_path, state_dict("gru"), letters(5))
+    path = tmp_path / "whole.pt"
+    tensors = {name: torch.from_numpy(array) for name, array in state_dict("gru").items()}
+    torch.save({"net": tensors, "data": {"itos": letters(5)}}, path)
+    lines = inspected(capsys, str(path), *(arguments[1:] if has_file else ()))
+    assert (("", "found at data.itos") in lines) is not has_file
+
+
 def test_names_that_a_shell_would_take_apart(tmp_path: Path, capsys: Capture) -> None:
     odd = tmp_path / "it's a # folder"
     odd.mkdir()

@@ -211,7 +211,7 @@ def test_gru_before_and_after(bias: tuple[int, ...], after: bool, tmp_path: Path
     assert found.assumptions == (
         "texts read forwards",
         "no activation behind the last Dense but softmax",
-        "no skip connections",
+        "no skip connections or scalings",
         "activation tanh",
         "recurrent_activation sigmoid, the default of Keras 2.11.0",
     )

@@ -240,6 +240,51 @@ def test_a_softmax_or_logarithm_too_many(
     assert problem in refusal(save(scored(*operators), tmp_path))
 
 
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize(
+    ("axis", "rank", "opset", "is_served"),
+    [
+        (2, 3, 17, True),
+        (2, None, 17, False),
+        (1, 3, 17, False),
+        (-2, 3, 17, False),
+        (2, 3, 12, True),
+        (None, 3, 12, False),
+    ],
+)
+def test_the_axis_of_a_softmax(
+    operator: str, axis: int | None, rank: int | None, opset: int, is_served: bool, tmp_path: Path
+) -> None:
+    made = scored(operator)
+    node = next(node for node in made.nodes if node.op_type == operator)
+    del node.attribute[:]
+    if axis is not None:
+        node.attribute.append(helper.make_attribute("axis", axis))
+    model = made.model(opset)
+    if rank is not None:
+        shape: list[str | int | None] = ["N", "L", TOKENS]
+        value = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, shape)
+        model.graph.value_info.append(value)
+    path = save(model, tmp_path)
+    if is_served:
+        read(path)
+    else:
+        assert f" is over axis {1 if axis is None else axis} of" in refusal(path)
+
+
+@pytest.mark.parametrize("operator", ["LogSoftmax", "Identity", "Relu", "Add", "LSTM"])
+def test_a_node_that_reads_its_own_output(operator: str, tmp_path: Path) -> None:
+    made = icefall()
+    node = next((node for node in made.nodes if node.op_type == operator), None)
+    if node is None:
+        node = helper.make_node(operator, ["x"], ["own"], "own")
+        last = next(node for node in made.nodes if "log_softmax" in node.output)
+        made.nodes.append(node)
+        last.input[0] = "own"
+    node.input[-1 if operator == "Add" else 0] = node.output[0]
+    assert refusal(save(made, tmp_path))
+
+
 def test_tokens_that_icefall_names(tmp_path: Path) -> None:
     model = icefall().model()
     helper.set_model_props(model, {"sos_id": "1", "eos_id": "2", "version": "1"})
@@ -374,6 +419,16 @@ def test_a_first_state_that_is_not_zero(tmp_path: Path) -> None:
     network = check(save(made, tmp_path)).network
     assert network.initial is not None
     np.testing.assert_array_equal(network.initial[0], state[0, 0])
+
+
+def test_a_first_state_that_is_repeated_for_each_row(tmp_path: Path) -> None:
+    made = icefall("GRU", layers=1)
+    state, shape = made.tensor("learned", random(1, 1, UNITS, seed=8)), made.integers(1, 1, UNITS)
+    expand = helper.make_node("Expand", [state, shape], [made.inputs.pop().name], "repeated")
+    made.nodes.insert(0, expand)
+    network = check(save(made, tmp_path)).network
+    assert network.initial is not None
+    np.testing.assert_array_equal(network.initial[0], made.tensors["learned"][0, 0])
 
 
 # --- What is refused ---------------------------------------------------------------------------

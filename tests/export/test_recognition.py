@@ -26,7 +26,7 @@ from unrolled_export.errors import CheckpointError, ExportError, SettingError, S
 from unrolled_export.network import Activation, Dense, LayerNorm, Network
 from unrolled_export.readers import Settings, read_checkpoint
 from unrolled_export.readers.pytorch_files.module_info import Module
-from unrolled_export.readers.state_dicts.module_classes import is_known, refuse_unread_classes
+from unrolled_export.readers.state_dicts.torch_classes import is_known, refuse_unread_classes
 from unrolled_export.readers.tensors import Tensors
 
 Capture = pytest.CaptureFixture[str]
@@ -397,7 +397,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "two models": (
         lambda: model(one=usual(), other=usual()),
-        "do not follow one another between an embedding and a head",
+        "holds 2 models of the same shapes, one.* and other.*: for the first, add --set",
     ),
 }
 
@@ -440,7 +440,23 @@ INSIDE: dict[str, tuple[StateDict, str]] = {
         {"rnn.ln_c.weight": torch.ones(H), "rnn.ln_c.bias": torch.ones(H)},
         "of a normalisation inside the cells",
     ),
-    "initial states of a batch": ({"h0": torch.ones(1, 4, H)}, "h0 [1, 4, 7] is not the initial"),
+    "initial states of a batch": (
+        {"h0": torch.ones(1, 4, H)},
+        "h0 [1, 4, 7] is not the initial state of one sequence: where it only is what the last "
+        "batch left, add --set ignore=h0",
+    ),
+    "an attention": (
+        {f"{name}.weight": torch.ones(H, H) for name in ("query", "key", "value")},
+        "query.weight [7, 7], of an attention",
+    ),
+    "a mogrifier": (
+        {f"mogrifier_list.{index}.weight": torch.full((H, H), index) for index in range(5)},
+        "mogrifier_list.0.weight [7, 7], of a mogrifier",
+    ),
+    "a first state of a picture": (
+        {"init_h.weight": torch.ones(H, H), "init_h.bias": torch.ones(H)},
+        "init_h.weight [7, 7], of a first state that is made of something else",
+    ),
     "initial states of other layers": (
         {"h0": torch.ones(2, 1, H)},
         "h0 [2, 1, 7] should be the initial h of layers of [7] units",
@@ -480,6 +496,22 @@ def test_tensors_beside_a_model(case: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         recognition.read({**usual().state_dict(), **more}, "norm_epsilon=1e-5")
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["ln_c", "c_norm", "ln_h", "norm_hx", "layernorm_cell", "h_ln"])
+def test_a_norm_of_what_a_cell_carries(name: str) -> None:
+    parts = {"cell": nn.LSTMCell(E, H), name: nn.LayerNorm(H)}
+    whole = model(embed=nn.Embedding(V, E), rnn=model(**parts), fc=nn.Linear(H, V))
+    with pytest.raises(CheckpointError, match=f"rnn.{name}.weight .*a normalisation inside"):
+        recognition.read(whole.state_dict(), modules=modules_of(whole))
+
+
+@pytest.mark.parametrize("name", ["norm", "ln_f", "ln_head", "head_norm"])
+def test_a_norm_behind_a_cell(name: str) -> None:
+    parts = {"cell": nn.LSTMCell(E, H), name: nn.LayerNorm(H)}
+    whole = model(embed=nn.Embedding(V, E), **parts, fc=nn.Linear(H, V))
+    assumptions = recognition.read(whole.state_dict(), "norm_epsilon=1e-5").assumptions
+    assert f"{name} normalises what the cells put out, not the state they carry" in assumptions
 
 
 def test_a_model_that_is_saved_twice_counts_once() -> None:
@@ -572,6 +604,18 @@ CLAIMS: dict[str, tuple[dict[str, object], str]] = {
     "both directions": ({"bidirectional": 1}, "bidirectional=1: it reads a text from its end"),
     "scaled": ({"scale_embedding": True}, "scale_embedding=True: it multiplies embeddings"),
     "scaled by a number": ({"embed_scale": 2.5}, "embed_scale=2.5: it multiplies embeddings"),
+    "zoneout": ({"zoneout": 0.1}, "zoneout=0.1: it has cells that compute something else"),
+    "a clipped cell": ({"cell_clip": 3.0}, "cell_clip=3.0: it has cells that compute"),
+    "hard gates": ({"recurrent_activation": "hard_sigmoid"}, "hard_sigmoid: it has cells"),
+    "scaled scores": ({"logit_scale": 2.0}, "logit_scale=2.0: it multiplies the scores"),
+    "a highway": ({"use_highway": True}, "use_highway=True: it has highway layers"),
+    "from its end": ({"is_forward": False}, "is_forward=False: it reads a text from its end"),
+    "reversed": ({"go_backwards": True}, "go_backwards=True: it reads a text from its end"),
+    "two directions": ({"num_directions": 2}, "num_directions=2: it reads a text from its end as"),
+    "a norm of a kind": ({"norm": "layer"}, "norm=layer, but no tensors are of a layer norm"),
+    "a norm in short": ({"use_bn": True}, "use_bn=True, but no tensors are of a batch norm"),
+    "a last activation": ({"final_activation": "relu"}, "--set head_activation=relu"),
+    "where it is said": ({"config.json.skip": True}, "skip=True: it adds earlier"),
     "units": ({"hidden_size": 99}, "hidden_size=99, but the recurrent layers have 7 units"),
     "layers": ({"n_layers": 3}, "n_layers=3, but the recurrent layers found are 1"),
     "a cell": ({"rnn_type": "GRU"}, "rnn_type=GRU, but the tensors are those of the cell lstm"),
@@ -599,11 +643,43 @@ def test_claims_that_the_tensors_do_not_bear_out(case: str, pickled: bool) -> No
         {"hidden_size": H, "num_layers": 1, "bidirectional": False, "dropout": 0.5, "lr": 1e-3},
         {"layer_norm": False, "attention": None, "residual": 0, "embed_scale": 1.0},
         {"rnn_type": "LSTM", "activation": "tanh", "use_attention": "none"},
+        {"zoneout": 0.0, "grad_clip": 5.0, "logit_scale": 1.0, "norm": "none", "num_directions": 1},
+        {"reset_after": False, "recurrent_activation": "sigmoid", "is_forward": True},
     ],
 )
 def test_claims_that_agree(claims: dict[str, object]) -> None:
     tensors = usual().state_dict()
     assert recognition.read(tensors, hints=claims).text == recognition.read(tensors).text
+
+
+def test_a_gru_whose_reset_gate_comes_first() -> None:
+    tensors = model(embed=nn.Embedding(V, E), rnn=nn.GRU(E, H), fc=nn.Linear(H, V)).state_dict()
+    with pytest.raises(CheckpointError, match=r"args has reset_after=False: it has cells"):
+        recognition.read(tensors, hints={"args.reset_after": False})
+    recognition.read(tensors, hints={"args.reset_after": True})
+
+
+@pytest.mark.parametrize("place", ["", "part"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ResidualLSTM", "adds earlier values to later ones"),
+        ("SkipRNN", "adds earlier values to later ones"),
+        ("HighwayNet", "has highway layers"),
+        ("ZoneoutLM", "has cells that compute something else"),
+        ("BackwardLM", "reads a text from its end"),
+        ("Seq2Seq", "reads another text than it continues"),
+        ("MyAttnLM", "attends to all steps"),
+    ],
+)
+def test_classes_whose_names_tell(name: str, expected: str, place: str) -> None:
+    whole = usual()
+    modules = {**modules_of(whole), place: Module(f"model.{name}", {})}
+    with pytest.raises(CheckpointError) as caught:
+        recognition.read(whole.state_dict(), modules=modules)
+    shown = f"module part ({name})" if place else f"the {name}"
+    assert f"{shown} is called as one that {expected}" in str(caught.value)
+    recognition.read(whole.state_dict())
 
 
 def test_claims_of_parts_that_were_found() -> None:

@@ -44,8 +44,12 @@ class Shape:
     norm_between: str | None
     norm_out: str | None
     dense_out: int | None
+    norm_dense: str | None
+    """After the dense stage behind the recurrent modules."""
     activation: str
     """After every dense stage."""
+    late: bool
+    """Whether it is applied to the output of that norm instead."""
     sequential: bool
     """Whether the stages after the recurrent layers are in nn.Sequential."""
     bias: bool
@@ -77,7 +81,9 @@ def shapes(draw: st.DrawFn) -> Shape:
         norm_between=draw(st.sampled_from(NORMS)),
         norm_out=draw(st.sampled_from(NORMS)),
         dense_out=draw(st.none() | width),
+        norm_dense=draw(st.sampled_from(NORMS)),
         activation=draw(st.sampled_from(tuple(ACTIVATIONS))),
+        late=draw(st.booleans()),
         sequential=draw(st.booleans()),
         bias=draw(st.booleans()),
         head_bias=draw(st.booleans()),
@@ -110,6 +116,8 @@ class RandomModel(nn.Module):
         super().__init__()
         self.shape = shape
         self.order: list[str] = []
+        self.activated = {shape.dense_in_name}
+        """Names of those whose output the activation is applied to."""
         embedding, self.stem, head = shape.names
         width = shape.embedding or shape.vocabulary
         if shape.embedding is not None:
@@ -164,20 +172,25 @@ class RandomModel(nn.Module):
         if shape.dense_out is not None:
             stages.append(("dense1", nn.Linear(width, shape.dense_out)))
             width = shape.dense_out
+            stages.append(("dense_norm", make_norm(shape.norm_dense, width)))
         last = nn.Linear(width, shape.vocabulary, bias=shape.head_bias)
         self.is_tied = shape.tied and width == shape.embedding
+        activated = "dense_norm" if shape.late and shape.norm_dense else "dense1"
         if not shape.sequential:
+            self.activated.add(activated)
             for name, module in stages:
                 self.place(name, module)
             self.head_name = head
             self.add_module(head, last)
             return
         run: list[nn.Module] = []
-        for _, module in stages:
-            if module is not None:
-                self.order.append(f"{head}.{len(run)}")
-                run.append(module)
-            if isinstance(module, nn.Linear):
+        for name, module in stages:
+            if module is None:
+                continue
+            self.order.append(f"{head}.{len(run)}")
+            run.append(module)
+            if name == activated:
+                self.activated.add(self.order[-1])
                 run += [ACTIVATIONS[shape.activation](), nn.Dropout()]
         self.head_name = f"{head}.{len(run)}"
         self.add_module(head, nn.Sequential(*run, last))
@@ -190,7 +203,7 @@ class RandomModel(nn.Module):
         for name in self.order:
             module = self.get_submodule(name)
             values = self.run_recurrent(module, values)
-            if isinstance(module, nn.Linear):
+            if name in self.activated:
                 values = ACTIVATIONS[self.shape.activation]()(values)
         logits: Tensor = self.get_submodule(self.head_name)(values)
         return logits
@@ -223,6 +236,9 @@ def answer(model: RandomModel, key: str) -> str:
     """The truth about the model."""
     shape = model.shape
     order = ",".join(f"{shape.prefix}{name}" for name in model.order)
+    whole, _, part = key.partition(".")
+    if part and part.removeprefix(shape.prefix) not in model.activated:
+        return "linear"
     return {
         "input": "embedding" if shape.embedding else "one-hot",
         "head": f"{shape.prefix}{model.head_name}.weight",
@@ -232,7 +248,7 @@ def answer(model: RandomModel, key: str) -> str:
         "norm_epsilon": str(EPSILON),
         "head_activation": shape.activation,
         "input_activation": shape.activation,
-    }[key]
+    }[whole]
 
 
 def read_with_answers(

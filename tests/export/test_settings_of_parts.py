@@ -5,6 +5,8 @@ The model is run in PyTorch, and the network that is read has to give the same l
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +119,86 @@ def test_one_hot_tokens_have_no_activation_of_their_own() -> None:
     model = nn.ModuleDict({"rnn": nn.GRU(V, H), "fc": nn.Linear(H, V)})
     with pytest.raises(SettingError, match="input_activation: not a setting"):
         read(model.state_dict(), "input_activation=relu")
+
+
+class Normed(nn.Module):
+    """A function that is a module stands behind one of the parts, which no pickle tells."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Embedding(V, E), nn.GRU(E, H)
+        self.relu = nn.ReLU()
+        self.fc1, self.bn1, self.fc2 = nn.Linear(H, 5), nn.BatchNorm1d(5), nn.Linear(5, V)
+        self.place = place
+        randomise(self)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        values = self.rnn(self.embed(tokens))[0]
+        for name in ("rnn", "fc1", "bn1"):
+            values = values if name == "rnn" else self.get_submodule(name)(values)
+            values = self.relu(values) if name == self.place else values
+        logits: torch.Tensor = self.fc2(values)
+        return logits
+
+
+@pytest.mark.parametrize("place", ["bn1", "fc1", "rnn"])
+def test_an_activation_among_norms_is_asked_for_part_by_part(place: str) -> None:
+    model = Normed(place).eval()
+    modules, settings = modules_of(model), list[str]()
+    for part in ("bn1", "fc1", "rnn"):
+        with pytest.raises(SettingNeeded, match=r"module relu \(ReLU\) may be applied") as caught:
+            read(model.state_dict(), *settings, modules=modules)
+        assert caught.value.key == f"head_activation.{part}"
+        assert set(caught.value.choices) == {"relu", "linear"}
+        settings.append(f"head_activation.{part}={'relu' if part == place else 'linear'}")
+        if part == place:
+            break
+    network = read(model.state_dict(), *settings, modules=modules).network
+    tokens = ids(V)
+    with torch.inference_mode():
+        expected = model(tokens).log_softmax(-1)
+    torch.testing.assert_close(logprobs(network, tokens), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["bn1", "fc1"])
+def test_what_follows_a_stage_or_the_norm_behind_it_is_asked_for_by_name(place: str) -> None:
+    model, settings = Normed(place).eval(), ["norm_epsilon=1e-5"]
+    for part in ("fc1", "bn1"):
+        with pytest.raises(SettingNeeded, match=f"an activation may follow {part}") as caught:
+            read(model.state_dict(), *settings)
+        assert caught.value.key == f"head_activation.{part}"
+        settings.append(f"head_activation.{part}={'relu' if part == place else 'linear'}")
+        if part == place:
+            break
+    network, tokens = read(model.state_dict(), *settings).network, ids(V)
+    with torch.inference_mode():
+        expected = model(tokens).log_softmax(-1)
+    torch.testing.assert_close(logprobs(network, tokens), expected, rtol=0, atol=1e-4)
+
+
+class Bent(nn.Module):
+    """A function of a model's own."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.relu(values)
+
+
+BENT: dict[str, Callable[[], list[nn.Module]]] = {
+    "head_activation.head.0": lambda: [nn.Linear(H, 8), Bent(), nn.LayerNorm(8), nn.Linear(8, V)],
+    "head_activation": lambda: [nn.LayerNorm(H), Bent(), nn.Dropout(), nn.Linear(H, V)],
+}
+
+
+@pytest.mark.parametrize("key", BENT)
+def test_a_class_of_its_own_in_a_sequence_may_be_an_activation(key: str) -> None:
+    embed, rnn, head = nn.Embedding(V, E), nn.GRU(E, H), nn.Sequential(*BENT[key]())
+    model = nn.ModuleDict({"embed": embed, "rnn": rnn, "head": head}).eval()
+    randomise(model)
+    with pytest.raises(SettingNeeded, match=r"module head.1 \(Bent\) may be an act") as caught:
+        read(model.state_dict(), modules=modules_of(model))
+    assert caught.value.key == key
+    reading, tokens = read(model.state_dict(), f"{key}=relu", modules=modules_of(model)), ids(V)
+    assert not any("Bent" in assumed for assumed in reading.assumptions)
+    with torch.inference_mode():
+        expected = head(rnn(embed(tokens))[0]).log_softmax(-1)
+    torch.testing.assert_close(logprobs(reading.network, tokens), expected, rtol=0, atol=1e-4)

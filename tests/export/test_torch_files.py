@@ -499,6 +499,46 @@ def test_a_folder_with_a_model_and_its_vocabulary(name: str, tmp_path: Path) -> 
     assert read_vocabulary(tmp_path / name, 7) == tuple("gfedcba")
 
 
+SAID = {
+    "at the top": {"residual": True},
+    "further in": {"model": {"args": {"use_residual": 1}}},
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_config_beside_the_model(name: str, said: str, tmp_path: Path) -> None:
+    state = language_model().state_dict()
+    if name == "model.pt":
+        save(tmp_path / name, state)
+    else:
+        safetensors.torch.save_file(state, tmp_path / name)
+    config = tmp_path / "config.json"
+    for agrees in ({"hidden_size": 4, "num_layers": 2, "residual": False}, ["residual"], 3):
+        config.write_text(json.dumps(agrees))
+        read_checkpoint(tmp_path, Settings())
+    config.write_text(json.dumps(SAID[said]))
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError, match=r"config\.json.* has (use_)?residual=") as caught:
+            read_checkpoint(path, Settings())
+        assert "adds earlier values to later ones" in str(caught.value)
+    config.write_text("{no JSON")
+    read_checkpoint(tmp_path / name, Settings())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("residual", "true"), ("hidden_size", "99"), ("config", json.dumps({"residual": True}))],
+)
+def test_metadata_of_safetensors(key: str, value: str, tmp_path: Path) -> None:
+    path, state = tmp_path / "model.safetensors", language_model().state_dict()
+    safetensors.torch.save_file(state, path, {"format": "pt", "hidden_size": "4"})
+    read_checkpoint(path, Settings())
+    safetensors.torch.save_file(state, path, {"format": "pt", key: value})
+    with pytest.raises(CheckpointError, match=r"metadata.* has (residual=True|hidden_size=99)"):
+        read_checkpoint(path, Settings())
+
+
 def test_a_folder_with_two_models(tmp_path: Path) -> None:
     for name in ("best.pt", "last.pt"):
         save(tmp_path / name, language_model().state_dict())

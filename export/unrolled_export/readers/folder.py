@@ -13,6 +13,7 @@ from unrolled_export.readers.pytorch_files.torch_file import read_tree
 from unrolled_export.readers.reader import Checkpoint, Reader
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.sharded import ShardedFile, shards_of
+from unrolled_export.readers.stand_ins import check_folder
 from unrolled_export.tokenizer_files import TokenizerFile
 from unrolled_export.vocabulary_files import read_vocabulary
 
@@ -31,6 +32,8 @@ class CheckpointFolder:
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
         found = _with_models(_without_shards(list(self._checkpoints(path))))
+        if not any(_is_model(*one) for one in found):
+            check_folder(path)
         if not found:
             raise CheckpointError(path, "no file in this folder is a checkpoint")
         if len(found) > 1:
@@ -65,14 +68,12 @@ def _with_models(found: Sequence[tuple[Path, Reader]]) -> Sequence[tuple[Path, R
     """Of several files those that are not mere pickles of something else, such as a vocabulary."""
     if len(found) < 2:
         return found
-    return [
-        (file, reader)
-        for file, reader in found
-        if not isinstance(reader, PytorchFile) or _may_be_model(file)
-    ]
+    return [(file, reader) for file, reader in found if _is_model(file, reader)]
 
 
-def _may_be_model(file: Path) -> bool:
+def _is_model(file: Path, reader: Reader) -> bool:
+    if not isinstance(reader, PytorchFile):
+        return True
     try:
         return may_hold_model(file, read_tree(file, allow_pickle=True))
     except CheckpointError:

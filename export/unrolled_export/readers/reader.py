@@ -22,6 +22,8 @@ class Checkpoint:
     vocabulary: tuple[str, ...] | None = None
     """Tokens in id order, as the checkpoint spells them; None where it carries none. Bytes that
     are not UTF-8 are surrogate-escaped (PEP 383)."""
+    vocabulary_place: str | None = None
+    """Where in the checkpoint they are, in keys and attributes with dots between."""
     vocabulary_file: Path | None = None
     """Where the tokens are instead, found beside the checkpoint."""
     start_token: str | None = None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.json_hints import config_hints, metadata_hints
 from unrolled_export.readers.pytorch_files.torch_file import is_torch_file
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.settings import Settings
@@ -35,7 +36,8 @@ class SafetensorsFile:
         if (match := _SHARD.fullmatch(path.name)) and int(match[1]) > 1:
             problem = f"one of {int(match[1])} files of a model: name their folder or .index.json"
             raise CheckpointError(path, problem)
-        reading = read_state_dict(read_tensors(path), settings)
+        hints = config_hints(path) | metadata_hints(_metadata(path))
+        reading = read_state_dict(read_tensors(path), settings, hints=hints)
         return Checkpoint(
             reading.network,
             (path,),
@@ -53,8 +55,20 @@ def read_tensors(path: Path) -> Tensors:
         with safe_open(path, framework="numpy") as file:
             return Tensors(path, {name: _array(file, path, name) for name in file.keys()})  # noqa: SIM118
     except SafetensorError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(path, f"not a whole safetensors file ({reason})") from error
+        raise _damaged(path, error) from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Texts by name. Raises CheckpointError where the file is damaged."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: SafetensorError) -> CheckpointError:
+    return CheckpointError(path, f"not a whole safetensors file ({' '.join(str(error).split())})")
 
 
 def _begins_like_safetensors(path: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from unrolled_export.errors import CheckpointError
+from unrolled_export.readers.json_hints import config_hints
 from unrolled_export.readers.reader import Checkpoint
 from unrolled_export.readers.safetensors_ import read_tensors
 from unrolled_export.readers.settings import Settings
@@ -31,7 +32,8 @@ class ShardedFile:
 
     def read(self, path: Path, settings: Settings) -> Checkpoint:
         shards = shards_of(path)
-        reading = read_state_dict(Tensors(path, _merged(path)), settings)
+        tensors = Tensors(path, _merged(path))
+        reading = read_state_dict(tensors, settings, hints=config_hints(path))
         return Checkpoint(
             reading.network,
             (path, *shards),

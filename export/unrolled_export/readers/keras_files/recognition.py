@@ -26,7 +26,7 @@ _CELL = re.compile(r"cell(_[0-9]+)?$")
 _UNSEEN = (
     "texts read forwards",
     "no activation behind the last Dense but softmax",
-    "no skip connections",
+    "no skip connections or scalings",
 )
 _BESIDE = "put its architecture, the JSON of model.to_json(), beside the file"
 _NORMS = {

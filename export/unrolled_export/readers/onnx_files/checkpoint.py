@@ -215,7 +215,13 @@ def _before_softmax(graph: Graph, name: str) -> str:
 
     A softmax of logarithms of probabilities is these again; one of probabilities is refused.
     """
+    passed = 0
     while (node := graph.producer(name)) is not None and _is(node, *_SCORES):
+        passed += 1
+        if passed > _MOST_ITEMS:
+            raise graph.error("has a path of too many nodes")
+        if node.op_type != "Log":
+            graph.check_last_axis(node)
         name = graph.moved(graph.read(node, 0))
         below = graph.producer(name)
         if (node.op_type == "Log") != (below is not None and _is(below, "Softmax")):
@@ -460,7 +466,8 @@ def _initial(
 def _initial_state(graph: Graph, node: onnx.NodeProto, name: str, layer: Layer) -> Floats:
     """A constant [.., H], or zeros where the state is an input of the graph or left out."""
     zeros, shown = np.zeros(layer.hidden_size, np.float32), graph.shown(node)
-    if not name or (source := _state_source(graph, name)) in graph.inputs:
+    name = name and _unexpanded(graph, name)
+    if not name or (source := graph.moved(name)) in graph.inputs:
         return zeros
     if graph.constant(source) is None:
         maker = graph.producer(source)
@@ -477,11 +484,10 @@ def _initial_state(graph: Graph, node: onnx.NodeProto, name: str, layer: Layer) 
     return first
 
 
-def _state_source(graph: Graph, name: str) -> str:
-    """Where a first state comes from: moved, or repeated for each row."""
-    name = graph.moved(name)
-    node = graph.producer(name)
-    return graph.moved(graph.read(node, 0)) if node is not None and _is(node, "Expand") else name
+def _unexpanded(graph: Graph, name: str) -> str:
+    """What a first state repeats for each row, where it does."""
+    node = graph.producer(graph.moved(name))
+    return graph.read(node, 0) if node is not None and _is(node, "Expand") else name
 
 
 def _fills_zeros(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -73,6 +73,11 @@ class Graph:
         self._opset = max(
             (o.version for o in model.opset_import if o.domain in STANDARD), default=1
         )
+        self._ranks = {
+            value.name: len(value.type.tensor_type.shape.dim)
+            for value in (*graph.input, *graph.output, *graph.value_info)
+            if value.type.tensor_type.HasField("shape")
+        }
         self._constants: dict[str, Constant | None] = {}
         self._used: set[str] = set()
         self.nodes = list(graph.node)
@@ -169,6 +174,18 @@ class Graph:
             return {a.name: helper.get_attribute_value(a) for a in node.attribute}
         except ValueError as error:
             raise self.error(f"{self.shown(node)} has an attribute of no known type") from error
+
+    def check_last_axis(self, node: onnx.NodeProto) -> None:
+        """Refuse a softmax over another axis than the last: before opset 13 it is over all from
+        its axis on, by default 1."""
+        axis = self.attributes(node).get("axis", -1 if self._opset >= 13 else 1)
+        names = (self.read(node, 0), *node.output[:1])
+        rank = next((self._ranks[name] for name in names if name in self._ranks), None)
+        if axis != -1 and (rank is None or axis != rank - 1):
+            of = "an unknown number" if rank is None else rank
+            raise self.error(
+                f"{self.shown(node)} is over axis {axis} of {of}, where the last (-1) is served"
+            )
 
     def array(self, tensor: onnx.TensorProto) -> Array:
         """The elements of a tensor, from the file or from one beside it."""

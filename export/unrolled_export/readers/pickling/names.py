@@ -39,6 +39,8 @@ _INERT_CALLS = re.compile(
     r"numpy\.random\._pickle\.__\w+_ctor|torch\.Generator"
 )
 """Functions and classes met in real models beside their own: made inert where pickles may be."""
+_QUANTISED = re.compile(r"torch\.ScriptObject|torch\.(ao\.)?nn\.quantized\..*")
+"""Packed weights, which only PyTorch's own code can unpack, and modules that hold them."""
 _GETATTR = "builtins.getattr"
 _LOAD_BYTES = "torch.storage._load_from_bytes"
 
@@ -54,7 +56,14 @@ class Names:
         self._classes: dict[str, None] = {}
 
     def check_permitted(self, allow_pickle: bool) -> None:
-        """Raise PickleNeeded for the classes met, unless it is allowed."""
+        """Raise PickleNeeded for the classes met, unless it is allowed, and CheckpointError where
+        permission would not help."""
+        if quantised := next(filter(_QUANTISED.fullmatch, self._classes), None):
+            raise CheckpointError(
+                self._file,
+                f"holds quantised weights ({quantised}): save the state_dict of the float32 model "
+                "that they were made from",
+            )
         if self._classes and not allow_pickle:
             names = ", ".join(list(self._classes)[:4])
             more = f" and {len(self._classes) - 4} more" if len(self._classes) > 4 else ""

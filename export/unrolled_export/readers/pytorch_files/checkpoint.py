@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from pathlib import Path
 
+from unrolled_export.readers.json_hints import config_hints
 from unrolled_export.readers.pytorch_files.module_tree import FoundModel, find_model
 from unrolled_export.readers.pytorch_files.torch_file import is_torch_file, read_tree
 from unrolled_export.readers.pytorch_files.vocabulary import find_vocabulary
@@ -31,15 +32,20 @@ class PytorchFile:
         tree = read_tree(path, settings.allow_pickle)
         found = find_model(path, tree, settings)
         tensors = Tensors(path, found.arrays)
-        reading = read_state_dict(tensors, settings, modules=found.modules, hints=found.hints)
+        hints = {**config_hints(path), **found.hints}
+        reading = read_state_dict(tensors, settings, modules=found.modules, hints=hints)
         size = reading.network.vocabulary_size
         vocabulary = find_vocabulary(path, tree, size)
         is_printable = vocabulary is None and _has_printable_tokens(found, size)
+        tokens = tuple(string.printable) if is_printable else None
+        if vocabulary is not None:
+            tokens = vocabulary.tokens
         return Checkpoint(
             reading.network,
             (path,),
             f"{_kind(found)}: {reading.text}",
-            tuple(string.printable) if is_printable else vocabulary,
+            tokens,
+            vocabulary_place=None if vocabulary is None else vocabulary.name,
             assumptions=(*reading.assumptions, *((_PRINTABLE_ASSUMED,) if is_printable else ())),
         )
 

@@ -1,8 +1,9 @@
 """The vocabulary that a file of `torch.save` holds beside its model, recognised by structure.
 
 A list of as many different texts as the network has tokens, a map between texts and all of the
-ids 0, 1, 2 and so on, in one direction or both, or a text of that many different characters. Sets
-have no order and say nothing.
+ids 0, 1, 2 and so on, in one direction or both, or a text of that many different characters. A
+map whose ids go up from 1 to the last has no padding, which is 0. Sets have no order and say
+nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from unrolled_export.readers.pickling.inert import Opaque
 from unrolled_export.readers.pickling.numpy_arrays import NumpyArray
 from unrolled_export.readers.pytorch_files.object_tree import children, walk
 from unrolled_export.readers.pytorch_files.storage import StoredTensor
-from unrolled_export.vocabulary import as_id
+from unrolled_export.vocabulary import PADDING, as_id
 from unrolled_export.vocabulary_text import FEWEST_CHARACTERS, distinct_characters
 
 _TELLING = re.compile(
@@ -30,17 +31,21 @@ _NAMES_OF_WEIGHTS = re.compile(r"_flat_weights.*|_all_weights|_parameters|_buffe
 
 
 @dataclass(frozen=True)
-class _Found:
+class FoundVocabulary:
+    """A vocabulary, and where it is."""
+
     name: str
+    """Keys and attributes, with dots between."""
     tokens: tuple[str, ...]
+    """In id order, bytes that are not UTF-8 surrogate-escaped."""
 
 
-def find_vocabulary(file: Path, tree: object, size: int) -> tuple[str, ...] | None:
-    """Tokens in id order, bytes that are not UTF-8 surrogate-escaped; None where there are none.
+def find_vocabulary(file: Path, tree: object, size: int) -> FoundVocabulary | None:
+    """The vocabulary of `size` tokens; None where there is none.
 
-    Raises CheckpointError where the file holds different vocabularies of this size.
+    Raises CheckpointError where the file holds different ones.
     """
-    found = [_Found(name, tokens) for name, tokens in _vocabularies(tree, size)]
+    found = list(_vocabularies(tree, size)) or list(_padded(tree, size))
     telling = [one for one in found if _TELLING.search(one.name)] or found
     if not telling:
         return None
@@ -52,17 +57,27 @@ def find_vocabulary(file: Path, tree: object, size: int) -> tuple[str, ...] | No
                 f"holds different vocabularies of {size} tokens, {first.name} and {other.name}: "
                 "add --vocab FILE",
             )
-    return first.tokens
+    return first
 
 
-def _vocabularies(tree: object, size: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _padded(tree: object, size: int) -> Iterator[FoundVocabulary]:
+    """Those of maps that count from 1, as Keras does, with padding for 0."""
+    for place in walk(tree):
+        value = place.value.entries if isinstance(place.value, Opaque) else place.value
+        if isinstance(value, dict) and len(value) == size - 1:
+            for key, padding in ((0, PADDING), (PADDING, 0)):
+                if tokens := _of_map({**value, key: padding}, size):
+                    yield FoundVocabulary(place.name, tokens)
+
+
+def _vocabularies(tree: object, size: int) -> Iterator[FoundVocabulary]:
     for place in walk(tree):
         if any(_NAMES_OF_WEIGHTS.fullmatch(part) for part in place.path[-1:]):
             continue
         if tokens := _tokens(place.value, size):
-            yield place.name, tokens
+            yield FoundVocabulary(place.name, tokens)
         for name, value in _texts(place.value, size):
-            yield f"{place.name}.{name}".removeprefix(".."), value
+            yield FoundVocabulary(f"{place.name}.{name}".removeprefix(".."), value)
 
 
 def _texts(value: object, size: int) -> Iterator[tuple[str, tuple[str, ...]]]:

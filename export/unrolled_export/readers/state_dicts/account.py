@@ -12,7 +12,7 @@ from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.initial_states import InitialStates
 from unrolled_export.readers.state_dicts.module_classes import is_own
 from unrolled_export.readers.state_dicts.numbering import are_neighbours
-from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, beside, module_of
+from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, beside
 from unrolled_export.readers.state_dicts.recurrent import Recurrent
 from unrolled_export.readers.tensors import Tensors
 
@@ -77,6 +77,8 @@ def assumed_of_parts(chain: Chain, cell: Cell, modules: Modules) -> Iterator[str
     for part in chain.free:
         if isinstance(part, Norm) and not part.is_batch and part.name not in modules:
             yield f"{part.name} is a layer norm"
+        if isinstance(part, Norm) and part not in chain.before and chain.recurrent[0].is_cell:
+            yield f"{part.name} normalises what the cells put out, not the state they carry"
 
 
 def assumed_unseen(chain: Chain, activations: Activations, modules: Modules) -> Iterator[str]:
@@ -106,7 +108,7 @@ def _may_be_parallel(recurrent: Sequence[Recurrent]) -> bool:
 def _is_told(part: Recurrent, modules: Modules) -> bool:
     """Whether it is of PyTorch: by the class of its module, or as nothing else names parameters
     by layer."""
-    return part.name in modules or "_l0" in part.layers[0]["weight_hh"]
+    return part.name in modules or not part.is_cell
 
 
 def _embedding(chain: Chain) -> Iterator[Matrix]:
@@ -119,7 +121,6 @@ def _part_name(part: Part) -> str:
 
 
 def _end_name(chain: Chain, part: Part) -> str:
-    """The name of a part that may be the head, of whose names the last is its own."""
-    if isinstance(part, Matrix) and part is chain.ends.head:
-        return module_of(part.names[-1])
-    return _part_name(part)
+    """The name of a part that may be the head."""
+    is_head = isinstance(part, Matrix) and part is chain.ends.head
+    return chain.ends.head_name if is_head else _part_name(part)

@@ -7,7 +7,7 @@ to tell; what one published family alone does is taken.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,41 +15,22 @@ from unrolled_export.network import Activation
 from unrolled_export.readers.pytorch_files.module_info import Modules
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.state_dicts.chains import Chain
-from unrolled_export.readers.state_dicts.numbering import are_neighbours, is_place_empty
+from unrolled_export.readers.state_dicts.module_places import (
+    known_linear,
+    part_before,
+    path_names,
+    strangers,
+)
+from unrolled_export.readers.state_dicts.numbering import is_place_empty
 from unrolled_export.readers.state_dicts.parts import Matrix, Norm, module_of
 from unrolled_export.readers.state_dicts.told_activations import ToldActivations, unknown_after
+from unrolled_export.readers.state_dicts.torch_classes import (
+    ACTIVATION_CLASSES,
+    NORMALISED_CLASSES,
+    SERVED_CLASSES,
+)
 from unrolled_export.readers.tensors import Tensors
 
-_SERVED = {"ReLU": Activation.RELU, "Tanh": Activation.TANH, "Sigmoid": Activation.SIGMOID}
-_NOT_SERVED = frozenset(
-    {
-        "CELU",
-        "ELU",
-        "GELU",
-        "GLU",
-        "Hardshrink",
-        "Hardsigmoid",
-        "Hardswish",
-        "Hardtanh",
-        "LeakyReLU",
-        "LogSigmoid",
-        "Mish",
-        "PReLU",
-        "ReLU6",
-        "RReLU",
-        "SELU",
-        "SiLU",
-        "Softmin",
-        "Softplus",
-        "Softshrink",
-        "Softsign",
-        "Tanhshrink",
-        "Threshold",
-    }
-)
-ACTIVATION_CLASSES = _NOT_SERVED | _SERVED.keys()
-NORMALISED_CLASSES = frozenset({"Softmax", "LogSoftmax"})
-"""What makes probabilities of the head's output, which the distribution does not depend on."""
 _POSSIBLE = (Activation.LINEAR, Activation.RELU, Activation.TANH)
 _LIKELY = (Activation.RELU, Activation.LINEAR, Activation.TANH)
 """Where something without weights stands, which a dropout may be too."""
@@ -69,10 +50,12 @@ class Activations:
     the user nor the model has."""
     is_told: bool
     """Whether the user has told any."""
+    strangers: frozenset[str]
+    """Paths of modules of unknown classes that what was told is said of."""
     assumptions: tuple[str, ...]
 
 
-NO_ACTIVATIONS = Activations({}, Activation.LINEAR, {}, False, ())
+NO_ACTIVATIONS = Activations({}, Activation.LINEAR, {}, False, frozenset(), ())
 
 
 def find_activations(
@@ -87,10 +70,11 @@ def find_activations(
     """
     _check_normalised(tensors, chain, modules)
     placed, unclear = _placed(tensors, chain, modules)
-    known = placed.keys() | _known_linear(chain, modules)
-    before = [part.name for part in _matrices(chain.before) if part.name not in known]
-    after = [part.name for part in _matrices(chain.after) if part.name not in known]
-    path, first, last = _path_names(chain)[:-1], chain.recurrent[0].name, chain.recurrent[-1].name
+    known = placed.keys() | known_linear(chain, modules)
+    strange = strangers(chain, placed, modules)
+    before = _open_stages(chain.before, known, strange)
+    after = _open_stages(chain.after, known, strange)
+    path, first, last = path_names(chain)[:-1], chain.recurrent[0].name, chain.recurrent[-1].name
     ahead, behind = path[: path.index(first)], path[path.index(last) :]
     embedding = [] if chain.ends.embedding is None else ahead[:1]
     stages = before or [name for name in embedding if name not in placed]
@@ -99,18 +83,31 @@ def find_activations(
     conventions = _conventions(settings, after, unclear)
     gap = None if modules else _behind_empty_place(chain, after)
     if unclear:
-        heads.need(*_unclear_question(unclear))
+        _ask_for_unclear(unclear, chain, inputs, heads)
     elif gap is not None:
         heads.need(f"by its number {gap} stands behind a module without weights", _LIKELY)
     elif len(conventions) < len(after):
-        heads.need(unknown_after(after), _POSSIBLE)
+        heads.need(_unknown(after, strange), _POSSIBLE, _norms_behind(chain.after))
     if before:
-        inputs.need(unknown_after(before), _POSSIBLE)
+        inputs.need(_unknown(before, strange), _POSSIBLE, _norms_behind(chain.before))
     assumptions = (
         *(f"no activation after {name}, as in {family}" for name, family in conventions),
         *(f"{path} ({kind}) is applied nowhere else" for path, kind in unclear.items()),
     )
-    return _activations(inputs, heads, placed, None if after else behind[-1], assumptions)
+    at_last = None if after else behind[-1]
+    paths = (path for path, _ in strange.values())
+    return _activations(inputs, heads, placed, at_last, paths, assumptions)
+
+
+def _ask_for_unclear(
+    unclear: Mapping[str, str], chain: Chain, inputs: ToldActivations, heads: ToldActivations
+) -> None:
+    """Raise SettingNeeded where nothing tells what the modules are applied to: among norms by
+    part, since what is applied to one is often meant to follow it."""
+    if not any(isinstance(part, Norm) for part in chain.after):
+        heads.need(*_unclear_question(unclear))
+    elif not inputs.is_any_applied():
+        heads.need_place(*_unclear_question(unclear))
 
 
 def _told(
@@ -130,6 +127,7 @@ def _activations(
     heads: ToldActivations,
     placed: Mapping[str, Activation],
     last: str | None,
+    strangers: Iterable[str],
     assumptions: tuple[str, ...],
 ) -> Activations:
     """What was told and what modules are; `last` is the part whose output the head reads, where
@@ -138,7 +136,8 @@ def _activations(
     is_told = bool(at_inputs or at_heads)
     at_head = Activation.LINEAR if last is None else at_heads.pop(last, Activation.LINEAR)
     after = {**at_inputs, **at_heads, **placed}
-    return Activations(after, at_head, inputs.untold() | heads.untold(), is_told, assumptions)
+    untold = inputs.untold() | heads.untold()
+    return Activations(after, at_head, untold, is_told, frozenset(strangers), assumptions)
 
 
 def _conventions(
@@ -156,14 +155,39 @@ def _conventions(
     ]
 
 
-def _matrices(parts: Sequence[object]) -> list[Matrix]:
-    return [part for part in parts if isinstance(part, Matrix)]
+def _open_stages(
+    parts: Sequence[Matrix | Norm], known: Collection[str], strange: Collection[str]
+) -> list[str]:
+    """Names of the parts that an activation is likely to follow."""
+    return [
+        part.name
+        for part in parts
+        if part.name in strange or (isinstance(part, Matrix) and part.name not in known)
+    ]
+
+
+def _unknown(names: Sequence[str], strange: Mapping[str, tuple[str, str]]) -> str:
+    """What is not known of the parts, in words."""
+    for name in names:
+        if name in strange:
+            path, kind = strange[name]
+            return f"module {path} ({kind}) may be an activation after {name}"
+    return unknown_after(names)
+
+
+def _norms_behind(parts: Sequence[Matrix | Norm]) -> dict[str, str]:
+    """Names of norms by that of the linear stage that they follow."""
+    return {
+        part.name: following.name
+        for part, following in pairwise(parts)
+        if isinstance(part, Matrix) and isinstance(following, Norm)
+    }
 
 
 def _behind_empty_place(chain: Chain, stages: Sequence[str]) -> str | None:
     """The first part that its number shows to be behind a module without weights, of those that
     follow `stages` or are the head."""
-    order = _path_names(chain)
+    order = path_names(chain)
     for name, following in pairwise(order):
         is_asked_for = name in stages or following == order[-1]
         if is_asked_for and is_place_empty(following, order):
@@ -171,21 +195,21 @@ def _behind_empty_place(chain: Chain, stages: Sequence[str]) -> str | None:
     return None
 
 
-def _unclear_question(unclear: dict[str, str]) -> tuple[str, tuple[Activation, ...]]:
+def _unclear_question(unclear: Mapping[str, str]) -> tuple[str, tuple[Activation, ...]]:
     """The problem and the choices."""
     shown = " and ".join(f"module {path} ({kind})" for path, kind in unclear.items())
-    kinds = dict.fromkeys(_SERVED[kind] for kind in unclear.values() if kind in _SERVED)
-    return f"{shown} may be applied before the head", (Activation.LINEAR, *kinds)
+    served = [SERVED_CLASSES[kind] for kind in unclear.values() if kind in SERVED_CLASSES]
+    return f"{shown} may be applied before the head", (Activation.LINEAR, *dict.fromkeys(served))
 
 
 def _check_normalised(tensors: Tensors, chain: Chain, modules: Modules) -> None:
     """Raise CheckpointError for a softmax that is not behind the head."""
-    order, places = _path_names(chain), list(modules)
+    order, places = path_names(chain), list(modules)
     heads = [places.index(name) for name in map(module_of, chain.ends.head.names) if name in places]
     for path, module in modules.items():
         if module.class_name not in NORMALISED_CLASSES:
             continue
-        before = _part_before(path, order, modules)
+        before = part_before(path, order, modules)
         is_behind = places.index(path) > max(heads, default=-1)
         if not (is_behind if before is None else before == order[-1]):
             raise tensors.error(
@@ -201,71 +225,20 @@ def _placed(
 
     Raises CheckpointError for one that cannot be served where it is.
     """
-    order = _path_names(chain)
+    order = path_names(chain)
     placed: dict[str, Activation] = {}
     unclear: dict[str, str] = {}
     for path, module in modules.items():
         if module.class_name not in ACTIVATION_CLASSES:
             continue
-        before = _part_before(path, order, modules)
+        before = part_before(path, order, modules)
         if before is None:
             unclear[path] = module.class_name
-        elif before in placed or before == order[-1] or module.class_name not in _SERVED:
+        elif before in placed or before == order[-1] or module.class_name not in SERVED_CLASSES:
             raise tensors.error(
                 f"module {path} ({module.class_name}) is applied to the output of {before}, which "
                 "this release does not serve"
             )
         else:
-            placed[before] = _SERVED[module.class_name]
+            placed[before] = SERVED_CLASSES[module.class_name]
     return placed, unclear
-
-
-def _path_names(chain: Chain) -> list[str]:
-    """The names of the parts from the embedding to the head."""
-    embedding = [] if chain.ends.embedding is None else [chain.ends.embedding.name]
-    return [*embedding, *(part.name for part in chain.parts), chain.ends.head.name]
-
-
-def _part_before(path: str, order: Sequence[str], modules: Modules) -> str | None:
-    """The part whose output the module inside nn.Sequential reads; None where that is unclear."""
-    parent = path.rpartition(".")[0]
-    if not _is_sequential(parent, modules):
-        return None
-    earlier: list[str] = []
-    later: list[str] = []
-    for sibling in _children(parent, modules):
-        (later if path in earlier else earlier).append(sibling)
-    found = [name for name in earlier if name in order]
-    if found:
-        return found[-1]
-    following = [order.index(name) for name in later if name in order]
-    return order[following[0] - 1] if following and following[0] else None
-
-
-def _children(parent: str, modules: Modules) -> Iterator[str]:
-    """Paths of the modules directly inside, in order."""
-    for path in modules:
-        if path and path.rpartition(".")[0] == parent:
-            yield path
-
-
-def _is_sequential(path: str, modules: Modules) -> bool:
-    return path in modules and modules[path].torch_class == "Sequential"
-
-
-def _known_linear(chain: Chain, modules: Modules) -> set[str]:
-    """Parts after which nothing hides before the next: nn.Sequential runs the two one after the
-    other, or a state dict numbers them so. (A list of like modules may have anything between.)"""
-    order = _path_names(chain)
-    norms = {part.name for part in chain.parts if isinstance(part, Norm)}
-    return {
-        name
-        for name, following in pairwise(order)
-        if _are_in_sequence(name, following, modules)
-        or (not modules and following in norms - {name} and are_neighbours(name, following))
-    }
-
-
-def _are_in_sequence(name: str, following: str, modules: Modules) -> bool:
-    parent = name.rpartition(".")[0]
-    return parent == following.rpartition(".")[0] and _is_sequential(parent, modules)

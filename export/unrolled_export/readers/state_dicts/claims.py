@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from unrolled_export.network import Activation, Cell, Dense, Network
-from unrolled_export.readers.pytorch_files.module_info import Modules
+from unrolled_export.readers.pytorch_files.module_info import Module, Modules
 from unrolled_export.readers.state_dicts.activations import Activations
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.hints import CELL_KEYS, PLAIN_CELL, Hints
 from unrolled_export.readers.state_dicts.parts import Norm
 from unrolled_export.readers.tensors import Tensors
 
-_BACKWARD = {"is_forward_lm": False, "direction": "backward", "backward": True, "reverse": True}
 _BOTH_WAYS = "reads a text from its end as well and so cannot continue one"
 _RESIDUAL = "adds earlier values to later ones, which this release does not serve"
 _SCALED = "multiplies embeddings as they are read, which this release does not serve"
+_LOGITS = "multiplies the scores of tokens, which this release does not serve"
+_CELL = "has cells that compute something else than PyTorch's"
+_HIGHWAY = "has highway layers, which this release does not serve"
+_FROM_END = "reads a text from its end and cannot continue one"
+_SEQUENCES = "reads another text than it continues, so there is no single state"
 _ATTENTION = "attends to all steps, which is not a state carried from token to token"
 _UNSERVED = {
     "bidirectional": _BOTH_WAYS,
@@ -30,17 +34,52 @@ _UNSERVED = {
     **dict.fromkeys(("residual", "residuals", "residual_connection"), _RESIDUAL),
     **dict.fromkeys(("residual_connections", "skip_connection", "skip_connections"), _RESIDUAL),
     **dict.fromkeys(("scale_embedding", "scale_embeddings", "embedding_scale"), _SCALED),
-    **dict.fromkeys(("embed_scale", "emb_scale"), _SCALED),
+    **dict.fromkeys(("residual_rnn", "residual_lstm", "residual_gru"), _RESIDUAL),
+    **dict.fromkeys(("residual_layers", "skip", "skips", "skip_connect"), _RESIDUAL),
+    **dict.fromkeys(("highway", "highways"), _HIGHWAY),
+    **dict.fromkeys(("embed_scale", "emb_scale", "scale_emb", "scale_embed"), _SCALED),
+    **dict.fromkeys(("emb_mult", "embedding_mult", "embedding_multiplier"), _SCALED),
+    **dict.fromkeys(("logit_scale", "logits_scale", "logit_multiplier"), _LOGITS),
+    **dict.fromkeys(("zoneout", "zoneout_h", "zoneout_c", "zoneout_p", "zoneout_prob"), _CELL),
+    **dict.fromkeys(("cell_clip", "proj_clip", "peephole", "peepholes"), _CELL),
+    **dict.fromkeys(("cifg", "coupled_input_forget", "coupled_input_forget_gate"), _CELL),
+    "hard_sigmoid": _CELL,
+    **dict.fromkeys(("backward", "backwards", "is_backward", "reverse"), _FROM_END),
+    **dict.fromkeys(("reversed", "go_backwards"), _FROM_END),
     **dict.fromkeys(("attention", "attn"), _ATTENTION),
 }
-_NORMS = {
-    **dict.fromkeys(("layer_norm", "layernorm", "layer_normalization"), "layer norm"),
-    **dict.fromkeys(("batch_norm", "batchnorm", "batch_normalization"), "batch norm"),
+_VALUES = {
+    "direction": ("backward", _FROM_END),
+    "is_forward": (False, _FROM_END),
+    "is_forward_lm": (False, _FROM_END),
+    "num_directions": (2, _BOTH_WAYS),
 }
+"""Of these keys one value alone is not served."""
+_CLASS_WORDS = {
+    **dict.fromkeys(("residual", "skip"), _RESIDUAL),
+    "highway": _HIGHWAY,
+    **dict.fromkeys(("attention", "attn", "attentive"), _ATTENTION),
+    **dict.fromkeys(("zoneout", "peephole", "mogrifier"), _CELL),
+    **dict.fromkeys(("backward", "reverse", "reversed"), _FROM_END),
+    "seq2seq": _SEQUENCES,
+}
+"""In the name of a class that is not PyTorch's."""
+_WORD = re.compile(r"seq2seq|[A-Z]+(?![a-z])|[A-Z]?[a-z]+", re.ASCII)
+_NORMS = {
+    **dict.fromkeys(("layer_norm", "layernorm", "layer_normalization", "ln"), "layer norm"),
+    **dict.fromkeys(("batch_norm", "batchnorm", "batch_normalization", "bn"), "batch norm"),
+}
+_NORM_KEYS = ("norm", "norm_type", "norm_layer", "normalization")
+"""Whose values are such names, or these."""
+_NORM_VALUES = {**_NORMS, "layer": "layer norm", "batch": "batch norm"}
+_GATE_KEYS = ("recurrent_activation", "gate_activation", "inner_activation")
 _TIES = re.compile(
     r"(tied|tie|shared?)(_\w+)?_?(weights?|embeddings?|embs?|embed|input_output_embed)|tied|tie"
 )
-_ACTIVATION_KEYS = ("activation", "act", "act_fn", "activation_fn", "activation_function")
+_ACTIVATION_KEYS = (
+    *("activation", "act", "act_fn", "activation_fn", "activation_function"),
+    *("final_activation", "output_activation", "out_activation", "out_act"),
+)
 _OF_ANY_MODEL = frozenset(
     {"", "none", "linear", "identity", "tanh", "softmax", "log_softmax", "logsoftmax"}
 )
@@ -89,18 +128,39 @@ class _Claim(NamedTuple):
 
 def refuse_unserved(tensors: Tensors, modules: Modules, hints: Hints) -> None:
     """Raise CheckpointError where the checkpoint says that it is of a kind not served."""
+    _refuse_classes(tensors, modules)
     for claim in _claims(modules, hints):
         reason = _UNSERVED.get(claim.subject)
-        is_scale_of_one = reason == _SCALED and claim.value == 1 and claim.value is not True
+        is_scale = reason in (_SCALED, _LOGITS)
+        is_scale_of_one = is_scale and claim.value == 1 and claim.value is not True
         if reason is not None and claim.is_affirmed and not is_scale_of_one:
             raise tensors.error(f"{claim}: it {reason}")
-        if claim.key in _BACKWARD and claim.value == _BACKWARD[claim.key]:
-            raise tensors.error(f"{claim}: it reads a text from its end and cannot continue one")
+        value, reason = _VALUES.get(claim.key, (claim, ""))
+        if claim.value == value:
+            raise tensors.error(f"{claim}: it {reason}")
+        if claim.key in _GATE_KEYS and str(claim.value).rpartition(".")[2].lower() != "sigmoid":
+            raise tensors.error(f"{claim}: it {_CELL}")
         if claim.key == "max_norm" and claim.value is not None:
             raise tensors.error(
                 f"{claim}: it rescales embeddings as they are read, which this release does not "
                 "serve"
             )
+
+
+def _refuse_classes(tensors: Tensors, modules: Modules) -> None:
+    """Raise CheckpointError for a class that is called as one that is not served."""
+    for path, module in modules.items():
+        words = _WORD.findall(module.class_name.replace("Seq2Seq", "seq2seq"))
+        reasons = [_CLASS_WORDS[word.lower()] for word in words if word.lower() in _CLASS_WORDS]
+        if reasons and module.torch_class is None:
+            raise tensors.error(
+                f"{_module_shown(path, module)} is called as one that {reasons[0]} (where it only "
+                "is called so, convert its state_dict() instead)"
+            )
+
+
+def _module_shown(path: str, module: Module) -> str:
+    return f"module {path} ({module.class_name})" if path else f"the {module.class_name}"
 
 
 def check_claims(
@@ -120,6 +180,8 @@ def check_claims(
         _check_size(tensors, claim, chain, network)
         _check_norm(tensors, claim, chain)
         _check_cell(tensors, claim, network.cell)
+        if claim.key == "reset_after" and claim.value is False and network.cell is Cell.GRU:
+            raise tensors.error(f"{claim}: it {_CELL}")
         _check_tie(tensors, claim, chain)
         if not activations.is_told:
             _check_activation(tensors, claim, applied)
@@ -127,16 +189,16 @@ def check_claims(
 
 def _claims(modules: Modules, hints: Hints) -> Iterator[_Claim]:
     for key, value in hints.items():
-        yield from _printable("the checkpoint", key.rpartition(".")[2], value)
+        where, _, name = key.rpartition(".")
+        yield from _printable(where or "the checkpoint", name, value)
     for path, module in modules.items():
-        where = f"module {path} ({module.class_name})" if path else f"the {module.class_name}"
         for key, value in module.attributes.items():
-            yield from _printable(where, key, value)
+            yield from _printable(_module_shown(path, module), key, value)
 
 
 def _printable(where: str, key: str, value: object) -> Iterator[_Claim]:
     """The claim, unless quoting it would garble a message: none that matters does."""
-    if key.isprintable() and str(value).isprintable():
+    if f"{where}{key}".isprintable() and str(value).isprintable():
         yield _Claim(where, key, value)
 
 
@@ -163,7 +225,11 @@ def _counts(chain: Chain) -> set[int]:
 
 
 def _check_norm(tensors: Tensors, claim: _Claim, chain: Chain) -> None:
-    kind = _NORMS.get(claim.subject.replace("isation", "ization"))
+    subject = claim.subject.replace("isation", "ization")
+    if subject in _NORM_KEYS:
+        kind = _NORM_VALUES.get(str(claim.value).lower())
+    else:
+        kind = _NORMS.get(subject)
     if kind is None or not claim.is_affirmed:
         return
     is_batch = kind == "batch norm"

@@ -47,6 +47,13 @@ class Ends:
         return self.embedding is self.head
 
     @property
+    def head_name(self) -> str:
+        """The path of the head's module: of the names of tied weights, that most like a head's."""
+        if not self.is_tied:
+            return self.head.name
+        return min(map(module_of, reversed(self.head.names)), key=_look)
+
+    @property
     def evidence(self) -> tuple[bool, int, int]:
         """Whether no name speaks against it, how many tensors it uses (a matrix is not likely to
         be something else if it may be one of the two), and how many names speak for it."""

@@ -23,7 +23,7 @@ CELL_KEYS = ("mode", "rnn_type", "rnn_mode", "cell", "cell_type", "model", "mode
 PLAIN_CELL = re.compile(r"(?:rnn|elman)_?(tanh|relu)", re.IGNORECASE)
 _NONLINEARITIES = ("tanh", "relu")
 _OF_THE_MODEL = re.compile(
-    r"(\w*(config|cfg|args?|params|parameters|opts?|options|settings|model|lm|rnn|net(work)?)\.)*"
+    r"(\w*(config|cfg|args?|params|parameters|opts?|options|settings|model|lm|rnn|net(work)?|json|metadata)\.)*"
     r"nonlinearity",
     re.IGNORECASE,
 )
@@ -37,32 +37,17 @@ def find_cell(
     modules: Modules,
     hints: Hints,
 ) -> tuple[Cell, tuple[str, ...]]:
-    """The cell of all layers, by the gates of their shapes, and what that takes for granted.
-    Setting: `nonlinearity`.
+    """The cell of all layers, by the gates of their shapes, and what that takes for granted. Of a
+    plain RNN its own modules tell the nonlinearity, else the setting `nonlinearity`, else what is
+    said beside them.
 
-    Raises CheckpointError where they differ, SettingNeeded for a plain RNN of which nothing tells
-    the nonlinearity, and SettingError where a setting is not what its module tells.
+    Raises CheckpointError where layers differ, SettingNeeded where nothing tells the nonlinearity,
+    and SettingError where the setting is not what a module tells.
     """
-    first = recurrent[0]
-    for other in recurrent:
-        if other.gates != first.gates:
-            raise tensors.error(
-                f"{first.name} has {first.gates} gates and {other.name} has {other.gates}: layers "
-                "of different kinds, which this release does not serve"
-            )
-    if first.gates > 1:
-        return Cell.GRU if first.gates == 3 else Cell.LSTM, ()
-    return _plain_rnn(tensors, recurrent, settings, modules, hints)
-
-
-def _plain_rnn(
-    tensors: Tensors,
-    recurrent: tuple[Recurrent, ...],
-    settings: Settings,
-    modules: Modules,
-    hints: Hints,
-) -> tuple[Cell, tuple[str, ...]]:
-    """By what its own modules say, else by the setting, else by what is said beside them."""
+    _check_alike(tensors, recurrent)
+    gates = recurrent[0].gates
+    if gates > 1:
+        return Cell.GRU if gates == 3 else Cell.LSTM, ()
     chosen = settings.choice("nonlinearity", _NONLINEARITIES)
     own = {part.name: said for part in recurrent if (said := _nonlinearity(part, modules))}
     if len(set(own.values())) > 1:
@@ -86,6 +71,17 @@ def _plain_rnn(
         "nonlinearity",
         _NONLINEARITIES,
     )
+
+
+def _check_alike(tensors: Tensors, recurrent: tuple[Recurrent, ...]) -> None:
+    """Raise CheckpointError where layers are of different kinds."""
+    first = recurrent[0]
+    for other in recurrent:
+        if other.gates != first.gates:
+            raise tensors.error(
+                f"{first.name} has {first.gates} gates and {other.name} has {other.gates}: layers "
+                "of different kinds, which this release does not serve"
+            )
 
 
 def _nonlinearity(part: Recurrent, modules: Modules) -> str | None:

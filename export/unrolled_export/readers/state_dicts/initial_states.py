@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,10 @@ def _rows(tensors: Tensors, names: Sequence[str]) -> list[Floats]:
     for name in names:
         shape = tensors.shape(name)
         if len(shape) not in (1, 2, 3) or (len(shape) == 3 and shape[1] != 1):
-            raise tensors.error(f"{tensors.shown(name)} is not the initial state of one sequence")
+            remedy = f"add --set {shlex.quote(f'ignore={name}')}"
+            raise tensors.error(
+                f"{tensors.shown(name)} is not the initial state of one sequence: where it only is "
+                f"what the last batch left, {remedy}"
+            )
         rows.extend(tensors.take(name).reshape(-1, shape[-1]))
     return rows

@@ -6,76 +6,32 @@ inference, or refused; of any other class something has to be assumed.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from unrolled_export.network import Cell
 from unrolled_export.readers.pytorch_files.module_info import Module, Modules
-from unrolled_export.readers.state_dicts.activations import ACTIVATION_CLASSES, NORMALISED_CLASSES
 from unrolled_export.readers.state_dicts.chains import Chain
 from unrolled_export.readers.state_dicts.parts import Matrix, Norm, Part, module_of
-from unrolled_export.readers.state_dicts.recurrent import Recurrent
+from unrolled_export.readers.state_dicts.torch_classes import (
+    ACTIVATION_CLASSES,
+    NORMALISED_CLASSES,
+    TORCH_NAMES,
+    is_known,
+)
 from unrolled_export.readers.tensors import Tensors
-
-_READ = frozenset(
-    {
-        *("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"),
-        *("Linear", "Embedding", "LayerNorm", "BatchNorm1d"),
-        *("ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "Sequential"),
-        *("Identity", "DataParallel", "DistributedDataParallel"),
-    }
-)
-"""Classes of PyTorch that say no more than their tensors do, beside dropouts and losses."""
-_TORCH_NAMES = _READ | ACTIVATION_CLASSES | NORMALISED_CLASSES
-_OF_FAMILIES = frozenset(
-    {
-        *("WeightDrop", "WeightDropout", "EmbeddingDropout"),
-        *("DistributedDataParallel", "AveragedModel", "OptimizedModule"),
-    }
-)
-"""Classes elsewhere that do the same: of awd-lstm-lm and fastai, of apex and PyTorch itself."""
-_UNREAD = re.compile(
-    r"(Lazy|Adaptive|Fractional|LP|Max|Avg|Circular|Constant|Reflection|Replication|Zero|Batch|"
-    r"Instance|Conv|Transpose|Pool|Unpool|Pad|Norm)+[123]d"
-    r"|(Group|RMS|LocalResponse|SyncBatch)Norm|CrossMapLRN2d|LazyLinear"
-    r"|Softmax2d|Bilinear|EmbeddingBag|MultiheadAttention|Transformer(En|De)?(coder)?(Layer)?"
-    r"|(Unf|F)latten|(Unf|F)old|Upsampl(e|ing(Bilinear|Nearest)2d)|Pixel(Uns|S)huffle"
-    r"|ChannelShuffle|CosineSimilarity|PairwiseDistance|AdaptiveLogSoftmaxWithLoss"
-)
-"""All other modules of torch.nn."""
-
-
-def refuse_unread_classes(tensors: Tensors, modules: Modules) -> None:
-    """Raise CheckpointError for a module of torch.nn that changes what the model computes in a
-    way that is not read."""
-    for path, module in modules.items():
-        name = module.class_name
-        if name not in _READ and _UNREAD.fullmatch(name):
-            raise tensors.error(
-                f"module {path or '.'} ({name}) is of a class that this release does not serve"
-            )
-
-
-def is_known(module: Module, *, is_empty: bool) -> bool:
-    """Whether its class says no more than its tensors and its place do; `is_empty` where it holds
-    neither tensors nor modules."""
-    name = module.class_name
-    if module.torch_class is not None:
-        return name in _TORCH_NAMES or "Dropout" in name or name.endswith(("Loss", "Loss2d"))
-    return name in _OF_FAMILIES or (is_empty and ("Dropout" in name or name.endswith("Loss")))
 
 
 def assumed_of_classes(
-    tensors: Tensors, chain: Chain, cell: Cell, modules: Modules
+    tensors: Tensors, chain: Chain, cell: Cell, modules: Modules, told: Collection[str]
 ) -> Iterator[str]:
-    """What is taken for granted of modules whose classes are not known."""
+    """What is taken for granted of modules whose classes are not known, but of the paths `told`."""
     parts = dict(_parts_by_path(chain))
     names = (*tensors.arrays(), *modules)
     running: list[str] = []
     idle: list[str] = []
     for path, module in modules.items():
         is_empty = path != "" and not any(name.startswith(f"{path}.") for name in names)
-        if is_known(module, is_empty=is_empty):
+        if path in told or is_known(module, is_empty=is_empty):
             continue
         name = _shown(module)
         if path in parts:
@@ -103,7 +59,7 @@ def is_own(modules: Modules) -> bool:
 
 def _shown(module: Module) -> str:
     """Its class, told from PyTorch's of the same name."""
-    is_alike = module.torch_class is None and module.class_name in _TORCH_NAMES
+    is_alike = module.torch_class is None and module.class_name in TORCH_NAMES
     return f"the model's own {module.class_name}" if is_alike else module.class_name
 
 
@@ -124,12 +80,7 @@ def _standard(part: Part, chain: Chain, cell: Cell) -> str:
     if isinstance(part, Matrix):
         return "Embedding" if part is chain.ends.embedding else "Linear"
     kind = {Cell.LSTM: "LSTM", Cell.GRU: "GRU"}.get(cell, "RNN")
-    return kind if _is_whole(part) else f"{kind}Cell"
-
-
-def _is_whole(part: Recurrent) -> bool:
-    """Whether it names its parameters by layer, as nn.LSTM does and nn.LSTMCell does not."""
-    return "_l0" in part.layers[0]["weight_hh"]
+    return f"{kind}Cell" if part.is_cell else kind
 
 
 def _has_modules(path: str, modules: Modules) -> bool:

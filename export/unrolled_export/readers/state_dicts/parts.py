@@ -17,15 +17,25 @@ from unrolled_export.readers.tensors import Tensors
 
 _INSIDE = "a normalisation inside the cells, which this release does not serve"
 _NORM = re.compile(r"([a-z]*norm|ln|bn)[a-z0-9_]*\.", re.IGNORECASE)
+_KEPT = r"([ch]x?|cell|gates?)"
+_ANY_NORM = r"(ln|bn|((layer|batch)_?)?norm)"
+_NORM_OF_STATE = re.compile(
+    rf"(.*[._])?({_ANY_NORM}_?{_KEPT}|{_KEPT}_?{_ANY_NORM})[0-9]*[._]\w+", re.IGNORECASE
+)
+"""Beside a cell of one step, whose state the model carries itself."""
 _FOREIGN = {
     "an attention over all steps, which is not a state carried from token to token": (
-        r".*(attn|attention|transformer)"
+        r".*(attn|attention|transformer|(^|[._])(query|q_proj|w_?q)([._]|$))"
     ),
     "a convolution, which reads several tokens at once": r"(.*[._])?conv(s|[0-9]d?|)([._].*)?$",
     "an adaptive softmax or input, which this release does not serve": (
         r".*(adaptive|tail(\.[0-9]|_vectors))"
     ),
     "a highway layer, which this release does not serve": r".*highway",
+    "a mogrifier, which changes what a cell reads by its state and is not served": r".*mogrif",
+    "a first state that is made of something else than a text, which is not served": (
+        r".*(^|[._])(init_?(h|c|hidden|cell)|(latent|z)_?(to|2)_?(h|hidden))[._]weight$"
+    ),
     _INSIDE: (r".*((ln|norm)_?(ih|hh|cell)([._]|$)|layernorm_[ihc]([._]|$))"),
     "a cell with peepholes, which this release does not serve": r".*(peephole|weight_c[ifoh]\b)",
 }
@@ -122,10 +132,16 @@ def refuse_foreign(tensors: Tensors, recurrent: Sequence[Recurrent], modules: Mo
         for path, module in modules.items():
             if path and pattern.match(module.class_name):
                 raise tensors.error(f"module {path} ({module.class_name}) is {reason}")
-    for prefix in (part.prefix for part in recurrent if part.name):
-        for name in tensors.left:
-            if name.startswith(prefix) and _NORM.match(name.removeprefix(prefix)):
-                raise tensors.error(f"tensors left over: {tensors.shown(name)}, of {_INSIDE}")
+    for name in tensors.left:
+        if any(_is_norm_inside(name, part) for part in recurrent):
+            raise tensors.error(f"tensors left over: {tensors.shown(name)}, of {_INSIDE}")
+
+
+def _is_norm_inside(name: str, part: Recurrent) -> bool:
+    if part.is_cell and _NORM_OF_STATE.fullmatch(name):
+        return True
+    is_within = part.name != "" and name.startswith(part.prefix)
+    return is_within and _NORM.match(name.removeprefix(part.prefix)) is not None
 
 
 def training_only(tensors: Tensors) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ from unrolled_export.readers.tensors import Tensors
 _PARAMETER = re.compile(
     r"(?P<module>.*?)(?P<field>(?:weight|bias)_(?:ih|hh)|weight_hr)(?P<suffix>_l[0-9]{1,3}|)"
 )
+RECURRENT_FIELD = re.compile(r"weight_(ih|hh|hr)")
+"""In the name of a matrix of a recurrent module."""
 _REVERSE = re.compile(r".*_l[0-9]+_reverse(_raw)?")
 _BACKWARD = re.compile(
     r"(.*[._])?(backwards?|bwd|bw|rev|reversed?|r2l|rtl)([._].*)?", re.IGNORECASE
@@ -30,6 +32,12 @@ _KIND = r"(?:^|[._]|rnn|lstm|gru)"
 _KIND_END = r"(?:[._0-9]|rnn|lstm|gru|$)"
 _ENCODER = re.compile(f"{_KIND}(?:enc|encoder|src|source){_KIND_END}", re.IGNORECASE)
 _DECODER = re.compile(f"{_KIND}(?:dec|decoder|tgt|trg|target){_KIND_END}", re.IGNORECASE)
+_RENAME = (
+    "a cell that computes as PyTorch's is read once its tensors are called weight_ih and bias_ih "
+    "for the input, weight_hh and bias_hh for the state, with rows by gate: i, f, g, o of an LSTM, "
+    "r, z, n of a GRU"
+)
+_MOST_SHOWN = 6
 _DROPPED = "what weight drop left of the trained weight"
 
 REPEATED = "repeated"
@@ -60,6 +68,11 @@ class Recurrent:
         return self.prefix.rstrip(".")
 
     @property
+    def is_cell(self) -> bool:
+        """Whether it names its parameters as nn.LSTMCell does, not by layer as nn.LSTM."""
+        return "_l0" not in self.layers[0]["weight_hh"]
+
+    @property
     def tensors(self) -> tuple[str, ...]:
         return tuple(name for fields in self.layers for name in fields.values())
 
@@ -71,13 +84,24 @@ def find_recurrent(tensors: Tensors) -> tuple[tuple[Recurrent, ...], tuple[str, 
     """
     modules = _parameters(tensors)
     if not modules:
-        raise tensors.error("no recurrent layer: no tensor is called weight_ih_l0, nor weight_ih")
+        raise tensors.error(_no_recurrent(tensors))
     if len(modules) > MOST_PARTS:
         raise tensors.error(f"{len(modules)} recurrent modules, more than this release reads")
     found = [_recurrent(tensors, prefix, layers) for prefix, layers in modules.items()]
     kept, assumed = _without_repeated(tensors, found)
     _refuse_two_sequences(tensors, kept)
     return kept, assumed
+
+
+def _no_recurrent(tensors: Tensors) -> str:
+    """What is missing, what there is instead, and what may help."""
+    problem = "no recurrent layer: no tensor is called weight_ih_l0, nor weight_ih"
+    shown = ", ".join(map(tensors.shown, tensors.left[:_MOST_SHOWN]))
+    if not shown:
+        return problem
+    more = len(tensors.left) - _MOST_SHOWN
+    found = f"{shown} and {more} more" if more > 0 else shown
+    return f"{problem}, but {found}: {_RENAME}"
 
 
 def _refuse_two_sequences(tensors: Tensors, modules: tuple[Recurrent, ...]) -> None:

@@ -47,7 +47,6 @@ from unrolled_export.readers.state_dicts.initial_states import (
 from unrolled_export.readers.state_dicts.module_classes import (
     assumed_of_classes,
     is_sequence,
-    refuse_unread_classes,
 )
 from unrolled_export.readers.state_dicts.parametrized import with_plain_weights
 from unrolled_export.readers.state_dicts.parts import (
@@ -56,6 +55,8 @@ from unrolled_export.readers.state_dicts.parts import (
 )
 from unrolled_export.readers.state_dicts.recurrent import Recurrent, find_recurrent, read_layers
 from unrolled_export.readers.state_dicts.roles import find_roles
+from unrolled_export.readers.state_dicts.several_models import refuse_several
+from unrolled_export.readers.state_dicts.torch_classes import refuse_unread_classes
 from unrolled_export.readers.tensors import Tensors
 
 _NO_MODULES: Mapping[str, Module] = MappingProxyType({})
@@ -106,6 +107,7 @@ def _read(
     refuse_unserved(tensors, modules, hints)
     tensors = with_plain_weights(tensors)
     tensors.set_aside(filter(tensors.is_counter, tensors.left), "a counter")
+    refuse_several(tensors)
     recurrent, of_repeated = find_recurrent(tensors)
     said = _cell_as_said(tensors, recurrent[0], cell)
     cell, of_cell = (
@@ -138,7 +140,7 @@ def _read(
         *assumed_of_initial(initial, network.states),
         *assumed_of_parts(chain, cell, modules),
         *(() if is_all_told else assumed_unseen(chain, activations, modules)),
-        *assumed_of_classes(tensors, chain, cell, modules),
+        *assumed_of_classes(tensors, chain, cell, modules, activations.strangers),
     )
     return Reading(network, text, assumptions), chain
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from unrolled_export.network import Activation
 from unrolled_export.readers.settings import Settings
 from unrolled_export.readers.tensors import Tensors
+
+_NO_NORMS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,38 @@ class ToldActivations:
     parts: Sequence[str]
     """All whose output an activation may be applied to."""
 
-    def need(self, problem: str, choices: Sequence[Activation]) -> None:
-        """Raise SettingNeeded where the activation after one of the stages is not told."""
+    def need(
+        self, problem: str, choices: Sequence[Activation], norms: Mapping[str, str] = _NO_NORMS
+    ) -> None:
+        """Raise SettingNeeded where the activation after one of the stages is not told.
+
+        It is asked for by part once some are told so, and where `norms`, by the stage that they
+        follow, may have it behind them instead.
+        """
         open_ = [stage for stage in self.stages if self._told(stage) is None]
+        linear = [stage for stage in self.stages if self._told(stage) is Activation.LINEAR]
+        behind = [norms[stage] for stage in linear if stage in norms]
+        open_ += [norm for norm in behind if norm in self.parts and self._told(norm) is None]
         if not open_:
             return
-        key = self.key
-        if len(open_) < len(self.stages):
-            # Once some are told by name, the others are asked for by name.
-            key, problem = f"{key}.{open_[0]}", unknown_after(open_)
+        is_first = open_ == list(self.stages)
+        key = self.key if is_first and not norms else f"{self.key}.{open_[0]}"
+        problem = problem if is_first else unknown_after(open_)
         raise self.tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
+
+    def need_place(self, problem: str, choices: Sequence[Activation]) -> None:
+        """Raise SettingNeeded where an activation is told of no part, for the last of which
+        nothing is told."""
+        told = self.chosen()
+        open_ = [part for part in self.parts if part not in told]
+        if open_ and not self.is_any_applied():
+            problem = f"{problem}, to the output of {' or '.join(open_)}"
+            key = f"{self.key}.{open_[-1]}"
+            raise self.tensors.unsettled(f"{problem}, which the file does not tell", key, choices)
+
+    def is_any_applied(self) -> bool:
+        """Whether something other than nothing is told."""
+        return any(told is not Activation.LINEAR for told in self.chosen().values())
 
     def chosen(self) -> dict[str, Activation]:
         """By part, what was told."""
