@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from unrolled.v1 import (
     completion_pb2,
     completion_pb2_grpc,
-    error_pb2,
+    error_pb2,  # noqa: F401 - no message has a field of it, and reflection is to tell of it
     model_pb2,
     model_pb2_grpc,
     session_pb2,
@@ -67,8 +67,6 @@ SERVICES = tuple(
         (model_pb2, "ModelService"),
     )
 )
-NEVER_SENT = (error_pb2.DESCRIPTOR,)
-"""What no message has a field of, and reflection tells of all the same, being imported."""
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),

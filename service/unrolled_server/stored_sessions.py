@@ -239,7 +239,10 @@ class StoredSessions(SessionKeeper):
         return is_awaited or id_ in self._uses or self.memory.has(id_)
 
     async def close(self) -> None:
-        """Finish what is under way; nothing is to be asked for any more."""
+        """Tell the store what it does not know yet, and close it whatever comes of that.
+
+        Nothing is to be asked for any more. Raises StoreFull, StoreUnavailable.
+        """
         try:
             while self._inserts:
                 await asyncio.wait(self._inserts)
