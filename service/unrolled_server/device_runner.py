@@ -30,10 +30,10 @@ from unrolled_server.device_memory import (
     Part,
     SharedBlock,
     open_session,
-    reason,
 )
 from unrolled_server.device_states import ROWS, DeviceStates
-from unrolled_server.runner import LOGPROBS_BYTES, DeviceError, StateSpec, check_signature
+from unrolled_server.graphs import check_drawing, reason
+from unrolled_server.running import LOGPROBS_BYTES, DeviceError, StateSpec
 from unrolled_server.types import MAX_STEPS, Floats, Places, Tokens
 
 STEP = "device.onnx"
@@ -142,7 +142,7 @@ class DeviceRunner:
             self._step = open_session(folder / STEP, config.device, options)
             self._filters = open_session(folder / FILTERS, filters_device, {})
             self._states = DeviceStates(folder, states, rows, config.device)
-        check_signature(STEP, self._step, states, vocabulary)
+        check_drawing(STEP, self._step, states, vocabulary)
         self._vocabulary, self._capacity = vocabulary, rows
         self._sizes: dict[int, _Size] = {}
         self._launches: dict[tuple[int, int, int, int], _Launch] = {}

@@ -9,10 +9,8 @@ Prompts may have a graph of their own, which leads to the same bits and does les
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -21,47 +19,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from unrolled_server import huge_pages
+from unrolled_server.graphs import check_drawing, check_prompt, reason
+from unrolled_server.running import LOGPROBS_BYTES, RunnerError, StateSpec
 from unrolled_server.types import MAX_STEPS, PROMPT_STEPS, Floats, Places, Tokens
 
 MAX_BINDINGS = 1024
 PROMPT_ROWS = 16
 """Rows that one run of the prompt graph takes at most: more would not take less time each."""
-LOGPROBS_BYTES = 64 << 20
-"""Of a run's log-probabilities, where that leaves more than one step."""
-
-
-class RunnerError(Exception):
-    """The graph cannot be run; the message says why."""
-
-
-class DeviceError(Exception):
-    """No graph can be run on the device that was asked for."""
-
-
-@dataclass(frozen=True)
-class StateSpec:
-    """One state tensor: its names in the graph, its width and its value before any token."""
-
-    input: str
-    output: str
-    size: int
-    initial: Floats | None = None
-    """[size]; None: zeros."""
-
-    @property
-    def start(self) -> Floats:
-        """Its value before any token, [size]."""
-        return np.zeros(self.size, np.float32) if self.initial is None else self.initial
-
-
-@dataclass(frozen=True)
-class RunnerConfig:
-    """How graphs are run."""
-
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where a real session runs on it; see `opening`."""
-    threads: int = 0
-    """Threads that advance rows; 0: half of the cores, and two where there are two."""
 
 
 class Runner:
@@ -83,9 +47,9 @@ class Runner:
         self.device = "cpu"
         self._specs = states
         self._vocabulary = vocabulary
-        check_signature(graph.name, self._session, states, vocabulary)
+        check_drawing(graph.name, self._session, states, vocabulary)
         if prompt is not None and self._prompt is not None:
-            _check_prompt(prompt.name, self._prompt, states)
+            check_prompt(prompt.name, self._prompt, states)
         self.state_size = sum(spec.size for spec in states)
         self._initial = np.concatenate([spec.start for spec in states])
         self._make_room(rows)
@@ -270,50 +234,6 @@ def _row_steps(rows: int, vocabulary: int) -> int:
     return max(rows, min(MAX_STEPS * rows, LOGPROBS_BYTES // (4 * vocabulary)))
 
 
-def check_signature(
-    graph: str,
-    session: onnxruntime.InferenceSession,
-    states: tuple[StateSpec, ...],
-    vocabulary: int,
-) -> None:
-    """Refuse a graph that is not the one the manifest describes. Raises RunnerError."""
-    check_states(graph, session, states)
-    (width,) = [value.shape[-1] for value in session.get_outputs() if value.name == "logprobs"] or [
-        None
-    ]
-    if width != vocabulary:
-        raise RunnerError(f"{graph}: logprobs are over {width} tokens, not {vocabulary}")
-
-
-def check_states(
-    graph: str, session: onnxruntime.InferenceSession, states: tuple[StateSpec, ...]
-) -> None:
-    """Refuse a graph that has other states than the manifest says. Raises RunnerError."""
-    named = {value.name: value.shape for value in session.get_inputs()}
-    for spec in states:
-        shape = named.get(spec.input)
-        if shape is None or shape[1:] != [spec.size]:
-            raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
-
-
-def _check_prompt(
-    graph: str, session: onnxruntime.InferenceSession, states: tuple[StateSpec, ...]
-) -> None:
-    """Refuse a graph that is not one for prompts of this model. Raises RunnerError."""
-    check_states(graph, session, states)
-    inputs = {value.name for value in session.get_inputs()}
-    outputs = {value.name for value in session.get_outputs()}
-    known = {spec.input for spec in states}, {spec.output for spec in states}
-    if (inputs - known[0], outputs) != ({"fed"}, known[1]):
-        raise RunnerError(f"{graph}: its inputs and outputs are not those of a prompt graph")
-
-
-def check_device(device: str) -> None:
-    """Raise DeviceError where there is no such device."""
-    if device == "cuda" and not has_cuda():
-        raise DeviceError("--device cuda: no CUDA device, or no onnxruntime that can use it")
-
-
 def _open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -324,21 +244,4 @@ def _open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        # onnxruntime raises types of its own that share no base class but this.
-        raise RunnerError(f"{graph.name}: {str(error).splitlines()[0]}") from error
-
-
-def has_cuda() -> bool:
-    """Whether a CUDA device answers, asked of the driver before onnxruntime logs errors."""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return False
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int()
-    return (
-        driver.cuInit(0) == 0
-        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-        and count.value > 0
-    )
+        raise RunnerError(f"{graph.name}: {reason(error)}") from error

@@ -1,8 +1,9 @@
-"""What the engine asks of whatever runs its rows."""
+"""What the engine asks of whatever runs its rows, and what all that do have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,34 @@ from numpy.typing import NDArray
 
 from unrolled_server.types import Floats, Places, Tokens
 
+LOGPROBS_BYTES = 64 << 20
+"""Of a run's log-probabilities, where that leaves more than one step."""
+
 Flag = np.ndarray[tuple[()], np.dtype[np.bool_]]
+
+
+class RunnerError(Exception):
+    """The graph cannot be run; the message says why."""
+
+
+class DeviceError(Exception):
+    """No graph can be run on the device that was asked for."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """One state tensor: its names in the graph, its width and its value before any token."""
+
+    input: str
+    output: str
+    size: int
+    initial: Floats | None = None
+    """[size]; None: zeros."""
+
+    @property
+    def start(self) -> Floats:
+        """Its value before any token, [size]."""
+        return np.zeros(self.size, np.float32) if self.initial is None else self.initial
 
 
 class AnyRunner(Protocol):

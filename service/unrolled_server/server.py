@@ -36,9 +36,9 @@ from unrolled_server.logs import log_event
 from unrolled_server.metrics import NoRpcMetrics, ReloadMetrics, RpcMetrics, server_registry
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
 from unrolled_server.models import Models
+from unrolled_server.opening import RunnerConfig, check_device
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.repository import load_models
-from unrolled_server.runner import RunnerConfig, check_device
 from unrolled_server.running import AnyRunner
 from unrolled_server.services import CompletionService, ModelService, SessionService
 from unrolled_server.session_keeper import SessionKeeper

@@ -24,9 +24,9 @@ from unrolled_server.delivery import Delivery
 from unrolled_server.device_memory import Binding, Block, load_libraries, open_session
 from unrolled_server.device_runner import FILTERS, GRAPHS, STEP, DeviceConfig, DeviceRunner
 from unrolled_server.lane import Lane
-from unrolled_server.opening import open_runners
-from unrolled_server.runner import DeviceError, Runner, RunnerConfig, RunnerError, StateSpec
-from unrolled_server.running import AnyRunner
+from unrolled_server.opening import RunnerConfig, open_runners
+from unrolled_server.runner import Runner
+from unrolled_server.running import AnyRunner, DeviceError, RunnerError, StateSpec
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
     MAX_STEPS,

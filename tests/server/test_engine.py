@@ -19,7 +19,8 @@ from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.row import Row
-from unrolled_server.runner import Runner, StateSpec
+from unrolled_server.runner import Runner
+from unrolled_server.running import StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
 from unrolled_server.telling import COMPANY, LEAST_TOLD, OTHERS
 from unrolled_server.turn import EngineFailure, Task, Turn

@@ -25,7 +25,8 @@ from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.models import ServedModel
 from unrolled_server.prefix_cache import PrefixCache
-from unrolled_server.runner import Runner, StateSpec
+from unrolled_server.runner import Runner
+from unrolled_server.running import StateSpec
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
     Checkpoint,

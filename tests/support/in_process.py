@@ -13,9 +13,9 @@ from unrolled_server.delivery import Delivery
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.models import Models
+from unrolled_server.opening import RunnerConfig
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.repository import load_models
-from unrolled_server.runner import RunnerConfig
 from unrolled_server.running import AnyRunner
 from unrolled_server.session import Session
 from unrolled_server.sqlite_store import SqliteStore
