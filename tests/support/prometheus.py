@@ -81,7 +81,7 @@ def running_prometheus(folder: Path, *targets: str, like: Path = DEPLOYED) -> It
 
 
 def _address_once_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    """HOST:PORT where it answers, which it logs at no certain moment before it is ready or after."""
+    """HOST:PORT where it answers, which it logs at any moment before it is ready or after."""
     found: list[str] = []
 
     def is_ready() -> bool:
