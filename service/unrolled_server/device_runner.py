@@ -143,7 +143,7 @@ class DeviceRunner:
             self._filters = open_session(folder / FILTERS, filters_device, {})
             self._states = DeviceStates(folder, states, rows, config.device)
         check_drawing(STEP, self._step, states, vocabulary)
-        self._vocabulary, self._capacity = vocabulary, rows
+        self._vocabulary, self.rows = vocabulary, rows
         self._sizes: dict[int, _Size] = {}
         self._launches: dict[tuple[int, int, int, int], _Launch] = {}
         self._filterings: dict[tuple[int, int], Binding] = {}
@@ -252,7 +252,7 @@ class DeviceRunner:
 
     def _size(self, rows: int) -> _Size:
         """The smallest size that has room: a power of two, or all rows."""
-        padded = min(1 << (rows - 1).bit_length(), self._capacity)
+        padded = min(1 << (rows - 1).bit_length(), self.rows)
         if padded not in self._sizes:
             with EXCLUSIVE:
                 self._sizes[padded] = _Size(padded, self._vocabulary, self.device)

@@ -68,8 +68,15 @@ def open_runners(
     if graph.stat().st_size > LARGEST_IN_ONE_THREAD:
         return [_runner(graph, states, vocabulary, rows, threads, prompt)]
     lanes = max(1, min(threads, rows // FULL))
-    runner = _runner(graph, states, vocabulary, -(-rows // lanes), 1, prompt)
-    return [runner, *(runner.another() for _ in range(lanes - 1))]
+    first, *others = _shares(rows, lanes)
+    runner = _runner(graph, states, vocabulary, first, 1, prompt)
+    return [runner, *map(runner.another, others)]
+
+
+def _shares(rows: int, lanes: int) -> list[int]:
+    """How many of the rows each lane gets: as many as the others, or one more."""
+    share, left = divmod(rows, lanes)
+    return [share + (lane < left) for lane in range(lanes)]
 
 
 def _device_runner(

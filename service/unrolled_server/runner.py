@@ -54,14 +54,15 @@ class Runner:
         self._initial = np.concatenate([spec.start for spec in states])
         self._make_room(rows)
 
-    def another(self) -> Self:
-        """A runner of the same graph with as many rows of its own; they share the weights."""
+    def another(self, rows: int) -> Self:
+        """A runner of the same graph with `rows` rows of its own; they share the weights."""
         other = copy(self)
-        other._make_room(len(self.pending))
+        other._make_room(rows)
         return other
 
     def _make_room(self, rows: int) -> None:
         """Allocate everything that runs read and write."""
+        self.rows = rows
         vocabulary = self._vocabulary
         self._states = tuple(
             [np.zeros((rows, spec.size), np.float32) for spec in self._specs] for _ in range(2)

@@ -45,6 +45,8 @@ class AnyRunner(Protocol):
     """One model's graphs and the states of its rows; `runner.Runner` says what each means."""
 
     device: str
+    rows: int
+    """That there is room for."""
     state_size: int
     prompt_rows: int
     pending: Tokens

@@ -27,7 +27,7 @@ from unrolled.v1 import (
 from unrolled_server import failpoints
 from unrolled_server.access import Access
 from unrolled_server.config import Config
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.engine import Engine
 from unrolled_server.health_checks import HealthChecks
 from unrolled_server.interceptor import CallInterceptor
@@ -207,23 +207,14 @@ def _turns(config: Config, models: Models, sessions: SessionKeeper, tracer: Trac
 
 
 def _load(config: Config) -> Models:
-    delivery = Delivery(config.flush_tokens, config.flush_interval, config.flush_rate)
+    flushing = Flushing(config.flush_tokens, config.flush_interval, config.flush_rate)
     loop = asyncio.get_running_loop()
     tally = Unasked if config.metrics_port is None else Tally
 
     def start_engine(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
-        rows, more = divmod(config.max_rows, len(runners))
         lanes = [
-            Lane(
-                label,
-                runner,
-                vocabulary,
-                rows + (place < more),
-                delivery,
-                loop,
-                stats=EngineStats(tally),
-            )
-            for place, runner in enumerate(runners)
+            Lane(label, runner, vocabulary, flushing, loop, stats=EngineStats(tally))
+            for runner in runners
         ]
         engine = Engine(lanes)
         engine.start()

@@ -20,7 +20,7 @@ from support.calls import SECONDS
 from support.models import CHARACTERS, RECIPES, TorchModel, build, export
 from support.oracle import Draw, LoneRun, LoneSequence, State, uniform
 from unrolled_server import opening
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.device_memory import Binding, Block, load_libraries, open_session
 from unrolled_server.device_runner import FILTERS, GRAPHS, STEP, DeviceConfig, DeviceRunner
 from unrolled_server.lane import Lane
@@ -262,7 +262,7 @@ def started(exported: Exported, engines: list[Lane], *, wants_logprobs: bool) ->
     runner = exported.runner()
     runner.wants_logprobs[...] = wants_logprobs
     loop = asyncio.get_running_loop()
-    engine = Lane("device", runner, vocabulary, ROWS, Delivery(), loop)
+    engine = Lane("device", runner, vocabulary, Flushing(), loop)
     engines.append(engine)
     engine.start()
     return engine
@@ -407,6 +407,19 @@ def test_cuda_without_its_graphs_says_how_they_are_made(
     with pytest.raises(RunnerError, match=r"device\.onnx.*export the model with --device cuda"):
         opened(exported, "cuda", files=("engine.onnx",))
     assert opened(exported, "auto", files=("engine.onnx",)).device == "cpu"
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(31, [31]), (33, [17, 16]), (62, [21, 21, 20])])
+def test_lanes_share_all_rows_there_are_to_be(
+    exported: Exported, rows: int, shares: list[int]
+) -> None:
+    config = RunnerConfig("cpu", 3)
+    runners = open_runners(exported.folder, (), exported.specs, SIZE, rows, config, halves=False)
+    assert [runner.rows for runner in runners] == shares
+    for runner, share in zip(runners, shares, strict=True):
+        runner.told(share, 1).fill(5)
+        tokens, _ = runner.run(share, 1)
+        assert tokens.tolist() == [[5] * share]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from support.networks import Weights
 from support.oracle import Draw, LoneRun, LoneSequence
 from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.step_graph import step_graph
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.row import Row
@@ -39,7 +39,7 @@ from unrolled_server.vocabulary import CharacterVocabulary
 
 ROWS = 4
 MANY = OTHERS + COMPANY + 1
-"""Rows that a runner has room for."""
+"""Rows among which some are told apart from the others."""
 
 
 class UnsteadyRunner(Runner):
@@ -67,14 +67,14 @@ def runner(repository: Repository) -> UnsteadyRunner:
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     graph = folder / "engine.onnx"
-    return UnsteadyRunner(graph, specs, len(CHARACTERS), MANY, prompt=folder / "prompt.onnx")
+    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, prompt=folder / "prompt.onnx")
 
 
 @pytest.fixture
 async def engine(runner: UnsteadyRunner) -> AsyncIterator[Lane]:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     loop = asyncio.get_running_loop()
-    engine = Lane("lstm", runner, vocabulary, ROWS, Delivery(), loop)
+    engine = Lane("lstm", runner, vocabulary, Flushing(), loop)
     engine.start()
     yield engine
     engine.close()
@@ -155,7 +155,7 @@ async def test_a_slow_run_makes_the_next_shorter_and_no_more(runner: UnsteadyRun
             super().tell(told, places)
 
     runner.__class__ = Slow
-    lane = Lane("lstm", runner, vocabulary, ROWS, Delivery(), asyncio.get_running_loop(), clock)
+    lane = Lane("lstm", runner, vocabulary, Flushing(), asyncio.get_running_loop(), clock)
     task = Task(
         Checkpoint(None, None, 0),
         np.zeros(400, np.int32),
@@ -202,17 +202,18 @@ class Noting(UnsteadyRunner):
 
 @pytest.fixture
 def noting(runner: UnsteadyRunner) -> Noting:
-    runner.__class__ = Noting
-    assert isinstance(runner, Noting)
-    runner.clock, runner.noted = Clock(), []
-    return runner
+    noting = runner.another(MANY)
+    noting.__class__ = Noting
+    assert isinstance(noting, Noting)
+    noting.clock, noting.noted = Clock(), []
+    return noting
 
 
 def crowded(noting: Noting) -> Lane:
     """A lane that a test steps, with room for many."""
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     loop = asyncio.get_running_loop()
-    return Lane("lstm", noting, vocabulary, MANY, Delivery(), loop, noting.clock)
+    return Lane("lstm", noting, vocabulary, Flushing(), loop, noting.clock)
 
 
 def text_of(seed: int, tokens: int) -> Tokens:
@@ -250,7 +251,7 @@ async def test_prompts_beside_many_that_draw_are_told_apart_half_of_the_time(
     while any(lane._batch.tell_left[: lane._batch.size] > LEAST_TOLD):
         lane.step()
     assert {told for told, _ in noting.noted} == {0, COMPANY}
-    ahead, run = 0.0, Delivery().seconds
+    ahead, run = 0.0, Flushing().seconds
     for told, seconds in noting.noted:
         ahead += seconds if told else -seconds
         assert abs(ahead) <= 2 * run
@@ -348,8 +349,8 @@ async def test_a_run_that_only_tells_fails_nobody_else(
 
 async def test_the_first_run_that_only_tells_is_short(noting: Noting) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    at_once, loop = Delivery(seconds=0.0), asyncio.get_running_loop()
-    lane = Lane("lstm", noting, vocabulary, MANY, at_once, loop, noting.clock)
+    at_once, loop = Flushing(seconds=0.0), asyncio.get_running_loop()
+    lane = Lane("lstm", noting, vocabulary, at_once, loop, noting.clock)
     lane.submit(prompted(1, 200, 1))
     lane.step()
     assert noting.noted == [(1, LEAST_TOLD * noting.step_seconds)]
@@ -409,8 +410,8 @@ async def test_tokens_that_are_rarely_delivered_arrive_all(
     runner: UnsteadyRunner, repository: Repository
 ) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, rarely = asyncio.get_running_loop(), Delivery(tokens=10**9, seconds=1e9)
-    engine = Lane("lstm", runner, vocabulary, ROWS, rarely, loop)
+    loop, rarely = asyncio.get_running_loop(), Flushing(tokens=10**9, seconds=1e9)
+    engine = Lane("lstm", runner, vocabulary, rarely, loop)
     engine.start()
     each = turn(5, 3 * MAX_UNREAD)
     engine.submit(each)
@@ -433,8 +434,8 @@ async def test_wide_messages_are_taken_whole_and_park_nobody_who_reads(
     monkeypatch.setattr(Row, "take", noting)
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     # Ends inside a run, at more than a reader may be behind.
-    wide = Delivery(tokens=MAX_UNREAD + 1, seconds=1e9)
-    lane = Lane("lstm", runner, vocabulary, ROWS, wide, asyncio.get_running_loop())
+    wide = Flushing(tokens=MAX_UNREAD + 1, seconds=1e9)
+    lane = Lane("lstm", runner, vocabulary, wide, asyncio.get_running_loop())
     drawing = turn(5, 3 * MAX_UNREAD)
     lane.submit(drawing)
     reader = asyncio.create_task(finish(drawing))
@@ -451,8 +452,8 @@ async def test_lanes_share_the_work_and_no_row(
     repository: Repository, runner: UnsteadyRunner
 ) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, runners = asyncio.get_running_loop(), [runner, runner.another()]
-    engine = Engine([Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners])
+    loop, runners = asyncio.get_running_loop(), [runner, runner.another(ROWS)]
+    engine = Engine([Lane("lstm", each, vocabulary, Flushing(), loop) for each in runners])
     turns = [turn(seed, 5 + seed % 11) for seed in range(FULL + 3)]
     for each in turns:
         engine.submit(each)
@@ -467,8 +468,8 @@ async def test_lanes_share_the_work_and_no_row(
 
 async def test_few_turns_stay_in_one_lane(runner: UnsteadyRunner) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, runners = asyncio.get_running_loop(), (runner, runner.another())
-    lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners]
+    loop, runners = asyncio.get_running_loop(), (runner, runner.another(ROWS))
+    lanes = [Lane("lstm", each, vocabulary, Flushing(), loop) for each in runners]
     engine = Engine(lanes)
     for seed in range(ROWS):
         engine.submit(turn(seed, 5))
@@ -479,8 +480,8 @@ async def test_turns_that_wait_in_one_lane_run_in_another_that_has_a_place(
     repository: Repository, runner: UnsteadyRunner
 ) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, runners = asyncio.get_running_loop(), [runner, runner.another()]
-    lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners]
+    loop, runners = asyncio.get_running_loop(), [runner, runner.another(ROWS)]
+    lanes = [Lane("lstm", each, vocabulary, Flushing(), loop) for each in runners]
     engine = Engine(lanes)
     engine.start()
     endless = [turn(seed, 10**9) for seed in range(ROWS)]
@@ -507,7 +508,7 @@ async def test_turns_that_wait_in_one_lane_run_in_another_that_has_a_place(
     ("rows", "seconds"), [(1, 0.02), (10, 0.02), (11, 0.022), (64, 0.128), (256, 0.512)]
 )
 def test_many_rows_send_their_messages_less_often(rows: int, seconds: float) -> None:
-    assert Delivery().interval(rows) == pytest.approx(seconds)
+    assert Flushing().interval(rows) == pytest.approx(seconds)
 
 
 def test_a_run_takes_no_longer_than_a_message_may_wait() -> None:
@@ -526,7 +527,7 @@ async def test_a_state_that_overflows_fails_its_own_turn_alone(tmp_path: Path) -
     graph, states, overflowing = relu_network(tmp_path)
     runner = Runner(graph, states, LETTERS, ROWS)
     vocabulary = CharacterVocabulary([bytes([97 + n]) for n in range(LETTERS)], None, (), None)
-    lane = Lane("relu", runner, vocabulary, ROWS, Delivery(), asyncio.get_running_loop())
+    lane = Lane("relu", runner, vocabulary, Flushing(), asyncio.get_running_loop())
 
     def drawing(told: list[int], sampling: Sampling) -> Turn:
         tokens = np.array(told, np.int32)

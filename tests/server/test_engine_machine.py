@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from support.models import CHARACTERS, Repository
 from support.oracle import Draw, LoneRun, LoneSequence
 from unrolled_server import prefix_cache, scheduler, telling
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.models import ServedModel
@@ -320,7 +320,7 @@ def test_every_turn_draws_what_it_draws_alone(
 
     def engine(clock: Clock) -> Lane:
         loop = cast(asyncio.AbstractEventLoop, Immediate())
-        runner.lane = Lane("lstm", runner, vocabulary, PLACES, Delivery(), loop, clock)
+        runner.lane = Lane("lstm", runner, vocabulary, Flushing(), loop, clock)
         return runner.lane
 
     class Machine(EngineMachine):

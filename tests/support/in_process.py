@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unrolled_server.cached_sessions import CachedSessions
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.models import Models
@@ -60,7 +60,7 @@ async def in_process(models: Path, store: Path, max_sessions: int) -> AsyncItera
     loop = asyncio.get_running_loop()
 
     def start(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
-        engine = Engine([Lane(label, r, vocabulary, AT_ONCE, Delivery(), loop) for r in runners])
+        engine = Engine([Lane(label, r, vocabulary, Flushing(), loop) for r in runners])
         engine.start()
         return engine
 
