@@ -1,10 +1,10 @@
 """Where a session stood before: places that it can be taken back to.
 
 What a session keeps is one `bytes`, empty where it keeps nothing and is not asked to; nothing
-here knows where it lies. All numbers are little-endian.
+here knows where it lies. Tokens and states are as `layout_parts` has them.
 
     UNDO or NO_UNDO, then for each mark, in the order of ids,
-    HEADER, id, partial character, state as float32
+    HEADER, id, partial character, state
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from unrolled_server.checkpoint_parts import checkpoint, state_of, tokens_of
+from unrolled_server.layout_parts import checkpoint, state_of, token_numbers
 from unrolled_server.types import Checkpoint, Place
 
 MAX_CHECKPOINTS = 16
@@ -92,7 +92,7 @@ def _packed(mark: Mark) -> bytes:
         len(state),
         mark.era,
         past.position,
-        *tokens_of(past),
+        *token_numbers(past),
     )
     return b"".join((header, id_, past.partial, state))
 

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from unrolled_server.layout_parts import NO_TOKEN
 from unrolled_server.places import Places
 from unrolled_server.session_names import KEY_BYTES
 
 ROWS = 4096
 """Rows of a block."""
 NONE = -1
-"""Stands for what there is not: a token, a slot, and in a free row the model."""
+"""Stands for what there is not: a slot, and in a free row the model."""
 NEVER = math.inf
 GENERATIONS = 1 << 32
 
@@ -42,10 +43,10 @@ class Block:
         """How many sessions each row has had, but for the one it has, modulo 2^32."""
         self.seeds = array("Q", [0]) * ROWS
         self.positions = array("q", [0]) * ROWS
-        self.pending = array("i", [NONE]) * ROWS
-        """Tokens, or NONE."""
-        self.previous = array("i", [NONE]) * ROWS
-        """Tokens, or NONE."""
+        self.pending = array("i", [NO_TOKEN]) * ROWS
+        """Tokens, or NO_TOKEN."""
+        self.previous = array("i", [NO_TOKEN]) * ROWS
+        """Tokens, or NO_TOKEN."""
         self.slots = array("i", [NONE]) * ROWS
         """Of states, in the slabs of the model; NONE: the zero state."""
         self.created = array("d", [0]) * ROWS

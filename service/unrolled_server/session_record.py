@@ -2,11 +2,10 @@
 
 Two parts, so that a listing reads no states: facts, which say what the session is and hold a
 digest of the other part, and the body, which holds what its next turn starts from. Facts end
-with a digest of themselves. All numbers are little-endian.
+with a digest of themselves. Texts, tokens and states are as `layout_parts` has them.
 
-    facts   FACTS, tenant and model, for each place its POSITION and id, digest; texts are behind
-            their length in two bytes
-    body    BODY, partial character, recorded answers, marks, state as float32
+    facts   FACTS, tenant and model, for each place its POSITION and id, digest
+    body    BODY, partial character, recorded answers, marks, state
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from unrolled_server.checkpoint_parts import checkpoint, state_of, tokens_of
+from unrolled_server.layout_parts import checkpoint, packed_text, state_of, text_at, token_numbers
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
 from unrolled_server.types import Checkpoint, Place
 
@@ -27,7 +26,6 @@ FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQQqIddd{DIGEST_BYTES}s?Bd")
 """Version; ID; fingerprint; epoch; era; seed; position; numbers of a state; created, used,
 idle TTL; digest of the body; whether it keeps the place before its last turn; how many places
 there are; latest end."""
-LENGTH = struct.Struct("<H")
 POSITION = struct.Struct("<Q")
 BODY = struct.Struct("<iiHII")
 """Pending and previous token; bytes of the partial character, the answers and the marks."""
@@ -96,7 +94,7 @@ def encode(record: SessionRecord) -> tuple[bytes, bytes]:
     """The record's facts and body."""
     past = record.past
     head = BODY.pack(
-        *tokens_of(past),
+        *token_numbers(past),
         len(past.partial),
         len(record.answers),
         len(record.marks),
@@ -148,8 +146,11 @@ def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
         len(facts.places),
         facts.latest,
     )
-    places = (POSITION.pack(place.position) + _packed(place.id) for place in facts.places)
-    whole = b"".join((head, _packed(facts.tenant), _packed(facts.model), *places))
+    owner = packed_text(facts.tenant.encode()), packed_text(facts.model.encode())
+    places = (
+        POSITION.pack(place.position) + packed_text(place.id.encode()) for place in facts.places
+    )
+    whole = b"".join((head, *owner, *places))
     return whole + _digest(whole)
 
 
@@ -162,11 +163,12 @@ def _read(facts: bytes) -> tuple[SessionFacts, bytes]:
         raise RecordDamaged(f"version {whole[0]} of the layout is unknown")
     _, id_, fingerprint, epoch, era, seed, position, *rest = FACTS.unpack_from(whole)
     state_size, created, used, idle_ttl, body_digest, undo, count, latest = rest
-    tenant, at = _text(whole, FACTS.size)
-    model, at = _text(whole, at)
+    tenant, at = text_at(whole, FACTS.size)
+    model, at = text_at(whole, at)
     known = SessionFacts(
-        name_of(id_), tenant, model, fingerprint.hex(), epoch, era, seed, position, state_size,
-        created, used, idle_ttl, undo, tuple(_places(whole, at, count)), latest,
+        name_of(id_), tenant.decode(), model.decode(), fingerprint.hex(), epoch, era, seed,
+        position, state_size, created, used, idle_ttl, undo, tuple(_places(whole, at, count)),
+        latest,
     )  # fmt: skip
     return known, body_digest
 
@@ -175,20 +177,8 @@ def _places(whole: bytes, at: int, count: int) -> Iterator[Place]:
     """The places that begin here."""
     for _ in range(count):
         (position,) = POSITION.unpack_from(whole, at)
-        id_, at = _text(whole, at + POSITION.size)
-        yield Place(id_, position)
-
-
-def _packed(text: str) -> bytes:
-    part = text.encode()
-    return LENGTH.pack(len(part)) + part
-
-
-def _text(whole: bytes, at: int) -> tuple[str, int]:
-    """The text that begins here, and where it ends."""
-    (length,) = LENGTH.unpack_from(whole, at)
-    start = at + LENGTH.size
-    return whole[start : start + length].decode(), start + length
+        id_, at = text_at(whole, at + POSITION.size)
+        yield Place(id_.decode(), position)
 
 
 def _digest(part: bytes) -> bytes:

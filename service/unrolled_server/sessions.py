@@ -10,7 +10,6 @@ made to talk of one.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections import Counter
@@ -23,13 +22,13 @@ import numpy as np
 from unrolled_server.answers import Answer, find
 from unrolled_server.errors import (
     AnswerNotKept,
-    InvalidField,
     SessionBusy,
     SessionNotFound,
     TooManySessions,
 )
 from unrolled_server.models import ServedModel
 from unrolled_server.numbering import Numbering
+from unrolled_server.page_tokens import row_of, row_token
 from unrolled_server.records import NEVER, Records
 from unrolled_server.session import Session
 from unrolled_server.session_names import KEY_BYTES, session_id, session_name
@@ -42,7 +41,6 @@ MAX_ENDED = 500
 """Sessions that one round of expiry ends: the event loop waits for it."""
 MAX_BLOCKS = 64
 """Blocks of rows that one page looks at."""
-PAGE_TOKEN = re.compile(r"[0-9a-f]{1,8}")
 
 
 class Sessions:
@@ -134,7 +132,7 @@ class Sessions:
         sessions do not match. Raises InvalidField for a token that no page came with.
         """
         wanted = [model in ("", each.name, each.label) for each in self._models.all]
-        first = _row_of(token)
+        first = row_of(token)
         owner = self._tenants.find(tenant.get())
         blocks = self._records.matching(first, np.array(wanted, np.bool_), owner, self._clock())
         page: list[Session] = []
@@ -142,9 +140,9 @@ class Sessions:
             room = size - len(page)
             page.extend(map(self._session, rows[:room].tolist()))
             if len(rows) > room:
-                return page, f"{rows[room]:x}"
+                return page, row_token(rows[room])
             first = following
-        return page, f"{first:x}" if first < self._records.end else ""
+        return page, row_token(first) if first < self._records.end else ""
 
     def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
@@ -302,12 +300,3 @@ class Sessions:
         self._counts[self._models.all[block.models[index]]] -= 1
         self._records.free(row)
         self._count -= 1
-
-
-def _row_of(token: str) -> int:
-    """The row that a page token says to go on with. Raises InvalidField."""
-    if not token:
-        return 0
-    if not PAGE_TOKEN.fullmatch(token):
-        raise InvalidField("page_token", "is not one that a page came with")
-    return int(token, 16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from unrolled_server import checkpoints
 from unrolled_server.checkpoints import Marks
+from unrolled_server.layout_parts import NO_TOKEN, token_numbers, token_of
 from unrolled_server.records import NONE, Block
 from unrolled_server.session import Session
 from unrolled_server.standing import Standing
@@ -40,20 +41,21 @@ class Standings:
     def begin(self, row: int, block: Block, index: int, *, undo: bool) -> None:
         """A new session is in the row, at the zero state."""
         block.positions[index] = 0
-        block.pending[index] = block.previous[index] = block.slots[index] = NONE
+        block.pending[index] = block.previous[index] = NO_TOKEN
+        block.slots[index] = NONE
         if undo:
             self._mark(row, checkpoints.encode(Marks(undo)))
 
     def checkpoint(self, session: Session) -> Checkpoint:
         """Where the session stands, apart from it from now on. Raises SessionNotFound."""
         block, index = session.living(), session.index
-        slot, pending, previous = block.slots[index], block.pending[index], block.previous[index]
+        slot = block.slots[index]
         return Checkpoint(
             None if slot == NONE else self._slabs[block.models[index]].read(slot),
-            None if pending == NONE else pending,
+            token_of(block.pending[index]),
             block.positions[index],
             self._partials.get(session.row, b""),
-            None if previous == NONE else previous,
+            token_of(block.previous[index]),
         )
 
     def answers(self, session: Session) -> bytes:
@@ -82,8 +84,7 @@ class Standings:
             self._slabs[block.models[index]].free(block.slots[index])
             block.slots[index] = NONE
         block.positions[index] = past.position
-        block.pending[index] = NONE if past.pending is None else past.pending
-        block.previous[index] = NONE if past.previous is None else past.previous
+        block.pending[index], block.previous[index] = token_numbers(past)
         _note(self._partials, row, past.partial)
         _note(self._answers, row, standing.answers)
         self._mark(row, standing.marks)
