@@ -86,7 +86,7 @@ class ActiveTurn:
 
     async def __aenter__(self) -> ActiveTurn:
         if self._session is not None:
-            self._sessions.memory.hold(self._session, self._end_with_session)
+            self._sessions.hold(self._session, self._end_with_session)
         if self._read is not None:
             self._sessions.touch(self._read)
         self._under_way.enter(self)

@@ -20,7 +20,7 @@ from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
 from unrolled_server.store import Version
 
-NOWHERE = (0, b"")
+NO_HOME = (0, b"")
 """A row and a key that no session has."""
 
 
@@ -54,7 +54,7 @@ class CachedSessions(Sessions):
         row = self._records.take()
         block, index = self._records.find(row)
         facts = record.facts
-        home, key = row_and_key(facts.name) or NOWHERE
+        home, key = row_and_key(facts.name) or NO_HOME
         block.tenants[index] = self._tenants.number(facts.tenant)
         block.set_key(index, key)
         block.seeds[index] = facts.seed

@@ -10,7 +10,7 @@ from unrolled_server.turn import Task, Turn
 from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Floats, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
-NEVER = (1 << 63) - 1
+UNREACHED = (1 << 63) - 1
 """A position that no sequence comes to."""
 
 SCORES_PER_DELTA = 4096
@@ -97,11 +97,11 @@ class Row:
         return self._told[start : start + steps]
 
     def mark_after(self, position: int) -> int:
-        """The first position behind this one at which the state is to be remembered, or NEVER."""
+        """The next position at which the state is to be remembered, or UNREACHED."""
         marks = self.turn.task.recall.marks
         # The newest token is pending: the state covers one less.
         place = bisect(marks, position - 1)
-        return marks[place] + 1 if place < len(marks) else NEVER
+        return marks[place] + 1 if place < len(marks) else UNREACHED
 
     def score(self, tokens: list[int], logprobs: Floats) -> None:
         """Take told tokens [N] and the distributions [N, V] that they are of."""

@@ -1,6 +1,6 @@
 """All sessions of the server, wherever they are: what services and turns ask for them.
 
-This is how they are kept in memory alone; `stored_sessions` keeps them in a store as well. Both run
+This is how they are kept in memory alone; `stored_keeper` keeps them in a store as well. Both run
 in the event loop's thread, and a session that a method returns is in memory until the next await.
 """
 
@@ -126,7 +126,7 @@ class SessionKeeper:
 
         session = await self.load(name, Claim(expected_position), check)
         check_position(session, expected_position)
-        self.memory.hold(session, lambda: None)
+        self.hold(session, lambda: None)
         try:
             level = await self._move(session, change(self.memory.standing(session)))
         finally:
@@ -145,6 +145,13 @@ class SessionKeeper:
     async def is_reachable(self) -> bool:
         """Whether sessions can be got at; if not, that may be over soon."""
         return True
+
+    def hold(self, session: Session, end_turn: Callable[[], None]) -> None:
+        """Begin a turn; `end_turn` is called if the session ends meanwhile.
+
+        Raises SessionBusy, SessionNotFound.
+        """
+        self.memory.hold(session, end_turn)
 
     def release(self, session: Session) -> None:
         """End a turn once its commit, if it came to that, is through."""

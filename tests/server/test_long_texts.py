@@ -28,7 +28,7 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.session_names import session_name
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Sessions
-from unrolled_server.shared_sessions import SharedSessions
+from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.store import Claim, Sight, StoreStats, Version
 from unrolled_server.tasks import TurnLimits
 from unrolled_server.turn import Task, Turn
@@ -105,7 +105,7 @@ class House:
         self.sessions = SessionKeeper(Sessions(ROOM, 3600.0))
         if store is not None:
             memory = CachedSessions(ROOM, 3600.0)
-            self.sessions = SharedSessions(memory, models, cast("Any", store))
+            self.sessions = SharedKeeper(memory, models, cast("Any", store))
         self.memory = self.sessions.memory
         limits = TurnLimits(100, 2 * LONG, room)
         self.turns = Turns(models, self.sessions, limits, PrefixCache(0))

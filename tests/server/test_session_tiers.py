@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from unrolled.v1 import model_pb2
-from unrolled_server import stored_sessions
+from unrolled_server import stored_keeper
 from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import SessionBusy, SessionNotFound, StoreFull, StoreUnavailable
@@ -19,7 +19,7 @@ from unrolled_server.session import Session
 from unrolled_server.session_names import name_of, session_id
 from unrolled_server.session_record import SessionRecord, encode
 from unrolled_server.store import Receipt, StorePage, StoreStats
-from unrolled_server.stored_sessions import StoredSessions
+from unrolled_server.stored_keeper import StoredKeeper
 from unrolled_server.types import Checkpoint, Durability, Place
 from unrolled_server.vocabulary import CharacterVocabulary
 
@@ -142,7 +142,7 @@ class House:
         self.store = DictStore()
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
         self.memory = CachedSessions(limit, TTL, self.clock)
-        self.sessions = StoredSessions(self.memory, models, self.store, self.clock)
+        self.sessions = StoredKeeper(self.memory, models, self.store, self.clock)
 
     async def advance(self, session: Session, position: int) -> None:
         """A turn."""
@@ -328,7 +328,7 @@ async def test_what_the_store_had_no_room_for_is_not_asked_for_again(house: Hous
 async def test_sessions_that_are_too_many_to_be_ended_are_logged(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stored_sessions, "MAX_UNHEARD", 1)
+    monkeypatch.setattr(stored_keeper, "MAX_UNHEARD", 1)
     house.store.loses_answers = True
     for _ in range(2):
         with pytest.raises(StoreUnavailable):

@@ -19,7 +19,7 @@ from unrolled_server.redis_store import RedisStore
 from unrolled_server.session import Session
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionRecord
-from unrolled_server.shared_sessions import SharedSessions
+from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.standing import Change
 from unrolled_server.store import Claim, Receipt, Sight, Version
 from unrolled_server.types import Checkpoint
@@ -64,7 +64,7 @@ class Server:
     def __init__(self, url: str) -> None:
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
         self.store = WatchedStore(url)
-        self.sessions = SharedSessions(CachedSessions(9, 3600.0), models, self.store)
+        self.sessions = SharedKeeper(CachedSessions(9, 3600.0), models, self.store)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from unrolled_server.errors import Fenced, ServerError, SessionBusy, SessionNotF
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.redis_store import RedisStore
 from unrolled_server.session import Session
-from unrolled_server.shared_sessions import SharedSessions
+from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.store import Claim
 from unrolled_server.types import Checkpoint
 from unrolled_server.vocabulary import CharacterVocabulary
@@ -69,7 +69,7 @@ class Server:
     def __init__(self, url: str) -> None:
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
         self.store = RedisStore(url, timeout=30.0)
-        self.sessions = SharedSessions(CachedSessions(2, 3600.0), models, self.store)
+        self.sessions = SharedKeeper(CachedSessions(2, 3600.0), models, self.store)
 
 
 def content(number: int, position: int) -> Checkpoint:

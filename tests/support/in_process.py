@@ -19,7 +19,7 @@ from unrolled_server.repository import load_models
 from unrolled_server.running import AnyRunner
 from unrolled_server.session import Session
 from unrolled_server.sqlite_store import SqliteStore
-from unrolled_server.stored_sessions import StoredSessions
+from unrolled_server.stored_keeper import StoredKeeper
 from unrolled_server.tasks import TurnLimits
 from unrolled_server.turns import Turns
 from unrolled_server.types import TurnRequest
@@ -36,7 +36,7 @@ class InProcess:
     """What there is of a server."""
 
     models: Models
-    sessions: StoredSessions
+    sessions: StoredKeeper
     turns: Turns
 
     async def create(self, model: str, seed: int | None = None) -> Session:
@@ -66,7 +66,7 @@ async def in_process(models: Path, store: Path, max_sessions: int) -> AsyncItera
 
     served = load_models(models, AT_ONCE, RunnerConfig("cpu", 1), start)
     memory = CachedSessions(max_sessions, IDLE_SECONDS)
-    sessions = StoredSessions(memory, served, SqliteStore(store))
+    sessions = StoredKeeper(memory, served, SqliteStore(store))
     limits, prefixes = TurnLimits(1024, 1024, AT_ONCE), PrefixCache(0)
     try:
         yield InProcess(served, sessions, Turns(served, sessions, limits, prefixes))

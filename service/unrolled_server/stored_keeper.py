@@ -58,7 +58,7 @@ class Unheard:
     """When it is known whether the store has it: in seconds since the epoch."""
 
 
-class StoredSessions(SessionKeeper):
+class StoredKeeper(SessionKeeper):
     """Sessions in memory and in a store."""
 
     memory: CachedSessions
