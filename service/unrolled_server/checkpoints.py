@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from unrolled_server.layout_parts import checkpoint, state_of, token_numbers
-from unrolled_server.types import Checkpoint, Place
+from unrolled_server.layout_parts import past_of, state_of, token_numbers
+from unrolled_server.types import Past, Place
 
 MAX_CHECKPOINTS = 16
 """Of a session, the place before its last turn not counted."""
@@ -35,7 +35,7 @@ class Mark:
     """The checkpoint's, or LAST_TURN."""
     era: int
     """The session's when it stood there."""
-    past: Checkpoint
+    past: Past
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +106,5 @@ def _marks(record: bytes) -> Iterator[Mark]:
         state_at = partial_at + partial_bytes
         id_ = record[start + HEADER.size : partial_at].decode()
         start = state_at + state_bytes
-        past = checkpoint(record[state_at:start], tokens, position, record[partial_at:state_at])
+        past = past_of(record[state_at:start], tokens, position, record[partial_at:state_at])
         yield Mark(id_, era, past)

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 
 NO_TOKEN = -1
 """Stands for a token that there is not."""
 LENGTH = struct.Struct("<H")
 
 
-def token_numbers(past: Checkpoint) -> tuple[int, int]:
+def token_numbers(past: Past) -> tuple[int, int]:
     """Pending and previous token, to be packed."""
     return (
         NO_TOKEN if past.pending is None else past.pending,
@@ -47,16 +47,16 @@ def text_at(whole: bytes, at: int) -> tuple[bytes, int]:
     return whole[start:end], end
 
 
-def state_of(past: Checkpoint) -> bytes:
+def state_of(past: Past) -> bytes:
     """The state's bytes."""
     return b"" if past.state is None else past.state.astype("<f4", copy=False).tobytes()
 
 
-def checkpoint(state: bytes, tokens: Sequence[int], position: int, partial: bytes) -> Checkpoint:
+def past_of(state: bytes, tokens: Sequence[int], position: int, partial: bytes) -> Past:
     """What these parts are of; its state is a view of them. Raises ValueError.
 
     tokens: the numbers of the pending and the previous one.
     """
     pending, previous = map(token_of, tokens)
     numbers = np.frombuffer(state, "<f4") if state else None
-    return Checkpoint(numbers, pending, position, partial, previous)
+    return Past(numbers, pending, position, partial, previous)

@@ -16,7 +16,7 @@ from unrolled_server.session import Session
 from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Change, Standing
 from unrolled_server.store import Claim, StoreSpace, StoreStats
-from unrolled_server.types import Checkpoint, Durability, SessionView
+from unrolled_server.types import Durability, Past, SessionView
 
 
 def check_position(session: Session, expected: int | None) -> None:
@@ -80,7 +80,7 @@ class SessionKeeper:
     async def restore(
         self,
         model: ServedModel,
-        past: Checkpoint,
+        past: Past,
         seed: int,
         idle_ttl: float | None,
         *,
@@ -104,7 +104,7 @@ class SessionKeeper:
         return [session.view for session in page], after
 
     async def commit(
-        self, session: Session, past: Checkpoint, answer: Answer | None = None
+        self, session: Session, past: Past, answer: Answer | None = None
     ) -> Durability:
         """Move a session that is held to where its turn ended; how durably, `durability` at least.
 

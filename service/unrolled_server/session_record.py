@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from unrolled_server.layout_parts import checkpoint, packed_text, state_of, text_at, token_numbers
+from unrolled_server.layout_parts import packed_text, past_of, state_of, text_at, token_numbers
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
-from unrolled_server.types import Checkpoint, Place
+from unrolled_server.types import Past, Place
 
 VERSION = 2
 DIGEST_BYTES = 16
@@ -83,7 +83,7 @@ class SessionRecord:
     """All of a session."""
 
     facts: SessionFacts
-    past: Checkpoint
+    past: Past
     answers: bytes
     """As `answers` has them."""
     marks: bytes = b""
@@ -112,7 +112,7 @@ def decode(facts: bytes, body: bytes) -> SessionRecord:
     answers_at = BODY.size + partial_bytes
     marks_at = answers_at + answers_bytes
     state_at = marks_at + marks_bytes
-    past = checkpoint(body[state_at:], tokens, known.position, body[BODY.size : answers_at])
+    past = past_of(body[state_at:], tokens, known.position, body[BODY.size : answers_at])
     return SessionRecord(known, past, body[answers_at:marks_at], body[marks_at:state_at])
 
 

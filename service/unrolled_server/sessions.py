@@ -35,7 +35,7 @@ from unrolled_server.session_names import KEY_BYTES, session_id, session_name
 from unrolled_server.standing import Standing
 from unrolled_server.standings import Standings
 from unrolled_server.tenants import tenant
-from unrolled_server.types import Checkpoint, RequestKey
+from unrolled_server.types import Past, RequestKey
 
 MAX_ENDED = 500
 """Sessions that one round of expiry ends: the event loop waits for it."""
@@ -147,7 +147,7 @@ class Sessions:
     def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
         parent = self.get(name)
-        past, latest = self.checkpoint(parent), parent.block.latest(parent.index)
+        past, latest = self.past(parent), parent.block.latest(parent.index)
         seed = parent.seed if seed is None else seed
         child = self.restore(parent.model, past, seed, parent.idle_ttl, undo=parent.marks.undo)
         child.block.set_latest(child.index, latest)
@@ -158,7 +158,7 @@ class Sessions:
     def restore(
         self,
         model: ServedModel,
-        past: Checkpoint,
+        past: Past,
         seed: int,
         idle_ttl: float | None,
         *,
@@ -192,9 +192,9 @@ class Sessions:
             del self._holders[session.row]
             session.block.let_end(session.index)
 
-    def checkpoint(self, session: Session) -> Checkpoint:
+    def past(self, session: Session) -> Past:
         """Where the session stands, apart from it from now on. Raises SessionNotFound."""
-        return self._standings.checkpoint(session)
+        return self._standings.past(session)
 
     def standing(self, session: Session) -> Standing:
         """All that changes of the session, as it is, apart from it. Raises SessionNotFound."""

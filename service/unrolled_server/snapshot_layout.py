@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from unrolled_server.layout_parts import checkpoint, packed_text, state_of, text_at, token_numbers
-from unrolled_server.types import Checkpoint
+from unrolled_server.layout_parts import packed_text, past_of, state_of, text_at, token_numbers
+from unrolled_server.types import Past
 
 FORMAT = b"unrolled snapshot 1\n"
 """What a snapshot begins with, in the clear. Another layout gets another number."""
@@ -35,7 +35,7 @@ class Snapshot:
     expires: float
     """Seconds since the epoch; infinity: never."""
     seed: int
-    past: Checkpoint
+    past: Past
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -59,7 +59,7 @@ def decode(body: bytes) -> Snapshot:
         tenant, at = text_at(body, FACTS.size)
         model, at = text_at(body, at)
         partial, at = text_at(body, at)
-        past = checkpoint(body[at:], tokens, position, partial)
+        past = past_of(body[at:], tokens, position, partial)
         return Snapshot(tenant.decode(), model.decode(), fingerprint.hex(), expires, seed, past)
     except (struct.error, ValueError) as error:
         raise LayoutError from error

@@ -10,7 +10,7 @@ from unrolled_server import checkpoints
 from unrolled_server.answers import Answer, committed_by, with_answer
 from unrolled_server.checkpoints import LAST_TURN, MAX_CHECKPOINTS, Mark, Marks
 from unrolled_server.errors import CheckpointNotFound, NothingToUndo, TooManyCheckpoints
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,14 @@ class Standing:
 
     session: str
     """Its name, for errors."""
-    past: Checkpoint
+    past: Past
     answers: bytes = b""
     """As `answers` has them; all are of turns that led here."""
     marks: bytes = b""
     """As `checkpoints` has them."""
     era: int = 1
 
-    def after_turn(self, past: Checkpoint, answer: Answer | None) -> Standing:
+    def after_turn(self, past: Past, answer: Answer | None) -> Standing:
         """A turn went from here to `past`."""
         era = self.era if past.position > self.past.position else self.era + 1
         marks, answers = self.marks, self.answers

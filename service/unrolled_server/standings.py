@@ -13,7 +13,7 @@ from unrolled_server.records import NONE, Block
 from unrolled_server.session import Session
 from unrolled_server.standing import Standing
 from unrolled_server.states import StateSlabs
-from unrolled_server.types import Checkpoint, Floats
+from unrolled_server.types import Floats, Past
 
 FIRST_ERA = 1
 
@@ -46,11 +46,11 @@ class Standings:
         if undo:
             self._mark(row, checkpoints.encode(Marks(undo)))
 
-    def checkpoint(self, session: Session) -> Checkpoint:
+    def past(self, session: Session) -> Past:
         """Where the session stands, apart from it from now on. Raises SessionNotFound."""
         block, index = session.living(), session.index
         slot = block.slots[index]
-        return Checkpoint(
+        return Past(
             None if slot == NONE else self._slabs[block.models[index]].read(slot),
             token_of(block.pending[index]),
             block.positions[index],
@@ -68,7 +68,7 @@ class Standings:
         row = session.row
         return Standing(
             session.name,
-            self.checkpoint(session),
+            self.past(session),
             self._answers.get(row, b""),
             self.marks.get(row, b""),
             self._eras.get(row, FIRST_ERA),

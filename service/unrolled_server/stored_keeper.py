@@ -36,7 +36,7 @@ from unrolled_server.session_record import SessionFacts, SessionRecord, encode
 from unrolled_server.standing import Standing
 from unrolled_server.store import Claim, Receipt, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
-from unrolled_server.types import Checkpoint, Durability, SessionView
+from unrolled_server.types import Durability, Past, SessionView
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class StoredKeeper(SessionKeeper):
     async def restore(
         self,
         model: ServedModel,
-        past: Checkpoint,
+        past: Past,
         seed: int,
         idle_ttl: float | None,
         *,

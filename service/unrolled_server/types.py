@@ -96,7 +96,7 @@ class TurnRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Past:
     """Where a sequence stands: everything that the next turn starts from."""
 
     state: Floats | None
@@ -161,7 +161,8 @@ class Ending:
     matched_stop: str
     told: int
     drawn: int
-    checkpoint: Checkpoint
+    past: Past
+    """Where the sequence stands now."""
     cached: int = 0
     """Of the told tokens, those that were not run."""
 

@@ -153,7 +153,7 @@ def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
     return completion_pb2.Outcome(
         finish_reason=f"FINISH_REASON_{ending.reason.value}",
         matched_stop=ending.matched_stop,
-        position=ending.checkpoint.position,
+        position=ending.past.position,
         usage=completion_pb2.Usage(
             prompt_tokens=ending.told, completion_tokens=ending.drawn, cached_tokens=ending.cached
         ),

@@ -30,10 +30,10 @@ from unrolled_server.running import AnyRunner, DeviceError, RunnerError, StateSp
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
     MAX_STEPS,
-    Checkpoint,
     Delta,
     Ending,
     Floats,
+    Past,
     Prefix,
     Sampling,
     Tokens,
@@ -270,7 +270,7 @@ def started(exported: Exported, engines: list[Lane], *, wants_logprobs: bool) ->
 
 def turn(seed: int, draws: int, *, stop: tuple[str, ...] = (), logprobs: int | None = None) -> Turn:
     told = np.array([seed % SIZE, 7, 3], np.int32)
-    start, sampling = Checkpoint(None, None, 0), Sampling(seed)
+    start, sampling = Past(None, None, 0), Sampling(seed)
     return Turn(Task(start, told, draws, sampling, stop, logprobs, False, False))
 
 
@@ -318,7 +318,7 @@ async def test_turns_are_those_of_a_lone_run(
         state = run.start()
         for token in [*sequence.tokens, *expected][:-1]:
             state = run.feed(state, token).state
-        found = ending.checkpoint.state
+        found = ending.past.state
         assert found is not None
         flat = np.concatenate([value[0] for value in state.values()])
         np.testing.assert_allclose(found, flat, rtol=0, atol=1e-5)
@@ -359,7 +359,7 @@ async def test_states_on_the_way_are_handed_out_and_started_from(
 
 
 def telling(told: Tokens, recall: Recall, seed: int = 0) -> Turn:
-    start, sampling = Checkpoint(None, None, 0), Sampling(seed)
+    start, sampling = Past(None, None, 0), Sampling(seed)
     return Turn(Task(start, told, 9, sampling, (), None, False, False, recall))
 
 

@@ -27,10 +27,10 @@ from unrolled_server.turn import EngineFailure, Task, Turn
 from unrolled_server.types import (
     MAX_STEPS,
     PROMPT_STEPS,
-    Checkpoint,
     Delta,
     Ending,
     Floats,
+    Past,
     Places,
     Sampling,
     Tokens,
@@ -82,7 +82,7 @@ async def engine(runner: UnsteadyRunner) -> AsyncIterator[Lane]:
 
 def turn(seed: int, draws: int) -> Turn:
     told = np.array([seed % 50, 7, 3], np.int32)
-    task = Task(Checkpoint(None, None, 0), told, draws, Sampling(seed), (), None, False, False)
+    task = Task(Past(None, None, 0), told, draws, Sampling(seed), (), None, False, False)
     return Turn(task)
 
 
@@ -116,9 +116,7 @@ async def test_a_prompt_alone_is_told_in_few_runs(
     engine: Lane, runner: UnsteadyRunner, repository: Repository
 ) -> None:
     told = np.random.default_rng(1).integers(0, len(CHARACTERS), 3 * PROMPT_STEPS + 5)
-    task = Task(
-        Checkpoint(None, None, 0), told.astype(np.int32), 9, Sampling(7), (), None, False, False
-    )
+    task = Task(Past(None, None, 0), told.astype(np.int32), 9, Sampling(7), (), None, False, False)
     lone = LoneSequence(LoneRun(repository.path / "lstm" / "1"), 7, None)
     for token in told.tolist():
         lone.tell(token)
@@ -129,8 +127,8 @@ async def test_a_prompt_alone_is_told_in_few_runs(
     assert runner.tellings >= 3
     assert runner.runs < 3 * MAX_STEPS
     states = np.concatenate([value[0] for value in lone._before.values()])
-    assert ending.checkpoint.state is not None
-    assert ending.checkpoint.state.tobytes() == states.tobytes()
+    assert ending.past.state is not None
+    assert ending.past.state.tobytes() == states.tobytes()
 
 
 class Clock:
@@ -157,7 +155,7 @@ async def test_a_slow_run_makes_the_next_shorter_and_no_more(runner: UnsteadyRun
     runner.__class__ = Slow
     lane = Lane("lstm", runner, vocabulary, Flushing(), asyncio.get_running_loop(), clock)
     task = Task(
-        Checkpoint(None, None, 0),
+        Past(None, None, 0),
         np.zeros(400, np.int32),
         1,
         Sampling(1),
@@ -222,7 +220,7 @@ def text_of(seed: int, tokens: int) -> Tokens:
 
 def prompted(seed: int, told: int, draws: int) -> Turn:
     sampling = Sampling(seed)
-    start = Checkpoint(None, None, 0)
+    start = Past(None, None, 0)
     return Turn(Task(start, text_of(seed, told), draws, sampling, (), None, False, False))
 
 
@@ -308,7 +306,7 @@ async def test_a_text_that_is_scored_is_not_told_apart(
     others = [turn(seed, 120) for seed in range(OTHERS)]
     prompts = [prompted(100 + seed, 60, 5) for seed in range(COMPANY)]
     text = text_of(7, 60)
-    start = Checkpoint(None, None, 0)
+    start = Past(None, None, 0)
     scored = Turn(Task(start, text, 0, Sampling(7), (), 0, scores=True, keeps_partial=False))
     for each in (*others, *prompts, scored):
         lane.submit(each)
@@ -531,7 +529,7 @@ async def test_a_state_that_overflows_fails_its_own_turn_alone(tmp_path: Path) -
 
     def drawing(told: list[int], sampling: Sampling) -> Turn:
         tokens = np.array(told, np.int32)
-        return Turn(Task(Checkpoint(None, None, 0), tokens, 40, sampling, (), None, False, False))
+        return Turn(Task(Past(None, None, 0), tokens, 40, sampling, (), None, False, False))
 
     for greedy in (True, False):
         # Neither of them draws the token that makes states grow.

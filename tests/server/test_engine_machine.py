@@ -29,10 +29,10 @@ from unrolled_server.runner import Runner
 from unrolled_server.running import StateSpec
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
-    Checkpoint,
     Delta,
     Ending,
     FinishReason,
+    Past,
     Places,
     Prefix,
     Sampling,
@@ -222,10 +222,10 @@ class EngineMachine(RuleBasedStateMachine):
             check(turn)
 
     def _submit(self, kind: Kind, past: Watched | None) -> None:
-        start = Checkpoint(None, None, 0)
+        start = Past(None, None, 0)
         lone = LoneSequence(type(self).run, kind.seed, NEWLINE)
         if past is not None and past.ending is not None:
-            start = past.ending.checkpoint
+            start = past.ending.past
             lone = past.lone.copy(kind.seed)
             catch_up(lone, past)
         told = np.random.default_rng(kind.seed).integers(0, len(CHARACTERS), kind.told)
@@ -295,11 +295,11 @@ def check(turn: Watched) -> None:
     assert ending.reason is reason
     assert ending.drawn == len(expected)
     assert turn.logprobs == ([] if task.logprobs is None else logprobs)
-    assert ending.checkpoint.position == len(lone.tokens)
-    assert ending.checkpoint.pending == (lone.tokens[-1] if lone.tokens else None)
+    assert ending.past.position == len(lone.tokens)
+    assert ending.past.pending == (lone.tokens[-1] if lone.tokens else None)
     # Fed the pending token, state and sequence have to say the same of what follows.
-    if ending.checkpoint.state is not None:
-        assert ending.checkpoint.state.tobytes() == state_bytes(lone)
+    if ending.past.state is not None:
+        assert ending.past.state.tobytes() == state_bytes(lone)
 
 
 def test_every_turn_draws_what_it_draws_alone(

@@ -10,10 +10,10 @@ from unrolled_server import checkpoints, session_record, snapshot_layout
 from unrolled_server.checkpoints import LAST_TURN, Mark, Marks
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.snapshot_layout import Snapshot
-from unrolled_server.types import Checkpoint, Place
+from unrolled_server.types import Past, Place
 
-START = Checkpoint(None, None, 0)
-PAST = Checkpoint(np.array([0.5, -2.0], np.float32), 7, 1000, b"\xc3", 3)
+START = Past(None, None, 0)
+PAST = Past(np.array([0.5, -2.0], np.float32), 7, 1000, b"\xc3", 3)
 SEED = 2**63 + 1
 
 MARKS = bytes.fromhex(
@@ -42,7 +42,7 @@ SNAPSHOT = bytes.fromhex(
 )
 
 
-def same(found: Checkpoint, expected: Checkpoint) -> bool:
+def same(found: Past, expected: Past) -> bool:
     """Whether two agree to the last bit."""
     states = [None if past.state is None else past.state.tolist() for past in (found, expected)]
     return states[0] == states[1] and replace(found, state=None) == replace(expected, state=None)

@@ -20,7 +20,7 @@ from unrolled_server.session_names import name_of, session_id
 from unrolled_server.session_record import SessionRecord, encode
 from unrolled_server.store import Receipt, StorePage, StoreStats
 from unrolled_server.stored_keeper import StoredKeeper
-from unrolled_server.types import Checkpoint, Durability, Place
+from unrolled_server.types import Durability, Past, Place
 from unrolled_server.vocabulary import CharacterVocabulary
 
 TTL = 60.0
@@ -161,8 +161,8 @@ def house() -> House:
     return House()
 
 
-def at(position: int) -> Checkpoint:
-    return Checkpoint(np.full(4, position, np.float32), 0, position)
+def at(position: int) -> Past:
+    return Past(np.full(4, position, np.float32), 0, position)
 
 
 async def others_run() -> None:
@@ -367,7 +367,7 @@ async def test_the_least_recently_used_leaves_and_comes_back(house: House) -> No
     assert two.has_ended
     back = await house.sessions.load(two.name)
     assert (back.name, back.position, back.used) == (two.name, 5, 1_000_001.0)
-    assert house.memory.checkpoint(back).state is not None
+    assert house.memory.past(back).state is not None
     # It is idle for longest again, but for as long as it is busy.
     house.memory.hold(back, lambda: None)
     await house.sessions.load(one.name)

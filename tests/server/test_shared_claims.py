@@ -22,7 +22,7 @@ from unrolled_server.session_record import SessionRecord
 from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.standing import Change
 from unrolled_server.store import Claim, Receipt, Sight, Version
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 VOCABULARY = CharacterVocabulary([b"a"], None, (), None)
@@ -98,8 +98,8 @@ def id_of(name: str) -> bytes:
     return id_
 
 
-def at(position: int) -> Checkpoint:
-    return Checkpoint(np.full(4, position, np.float32), 0, position)
+def at(position: int) -> Past:
+    return Past(np.full(4, position, np.float32), 0, position)
 
 
 @pytest.mark.parametrize("is_found", [True, False])

@@ -33,12 +33,12 @@ from unrolled_server.session_record import (
 from unrolled_server.sqlite_rows import MAX_ROWS
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import StoreOpenError
-from unrolled_server.types import Checkpoint, Durability, Place
+from unrolled_server.types import Durability, Past, Place
 
 FACTS = SessionFacts(
     name_of(bytes(ID_BYTES)), "default", "m/1", "ab" * 32, 1, 1, 7, 3, 4, 100.0, 200.0, 60.0
 )
-PAST = Checkpoint(np.arange(4, dtype=np.float32), 1, 3, b"\xc3", 2)
+PAST = Past(np.arange(4, dtype=np.float32), 1, 3, b"\xc3", 2)
 
 
 def numbered(number: int, size: int = 4) -> SessionRecord:
@@ -89,7 +89,7 @@ records = st.builds(
         times | st.just(math.inf),
     ),
     st.builds(
-        Checkpoint,
+        Past,
         st.none() | arrays(np.float32, st.integers(1, 9), elements=st.floats(width=32)),
         tokens,
         positions,

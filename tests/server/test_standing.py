@@ -14,13 +14,13 @@ from unrolled_server.answers import Answer, find
 from unrolled_server.checkpoints import LAST_TURN, MAX_CHECKPOINTS, Mark, Marks
 from unrolled_server.errors import CheckpointNotFound, NothingToUndo, TooManyCheckpoints
 from unrolled_server.standing import Standing
-from unrolled_server.types import Checkpoint, Place, RequestKey
+from unrolled_server.types import Past, Place, RequestKey
 
 IDS = "abc"
 
 
 @dataclass(frozen=True)
-class Past:
+class Point:
     """How a session came to where it stands: its turns, each by a number that no other has."""
 
     turns: tuple[int, ...] = ()
@@ -31,9 +31,9 @@ class Past:
 class History:
     """A session as it has to be."""
 
-    now: Past = field(default_factory=Past)
-    before: Past | None = None
-    named: dict[str, Past] = field(default_factory=dict)
+    now: Point = field(default_factory=Point)
+    before: Point | None = None
+    named: dict[str, Point] = field(default_factory=dict)
     record: list[int] = field(default_factory=list)
     """Turns whose answers are kept, the oldest first."""
 
@@ -42,15 +42,15 @@ def key(turn: int) -> RequestKey:
     return RequestKey(str(turn), bytes(32))
 
 
-def at(past: Past) -> Checkpoint:
+def at(past: Point) -> Past:
     """A place that tells its past; without any it is the zero state."""
     if not past.turns:
-        return Checkpoint(None, None, 0)
+        return Past(None, None, 0)
     numbers = np.array([past.turns[-1], past.position], np.float32)
-    return Checkpoint(numbers, past.turns[-1], past.position, b"\xc3", past.position)
+    return Past(numbers, past.turns[-1], past.position, b"\xc3", past.position)
 
 
-def same(one: Checkpoint, other: Checkpoint) -> bool:
+def same(one: Past, other: Past) -> bool:
     bits = [None if past.state is None else past.state.tobytes() for past in (one, other)]
     facts = [(past.pending, past.position, past.partial, past.previous) for past in (one, other)]
     return bits[0] == bits[1] and facts[0] == facts[1]
@@ -64,7 +64,7 @@ class StandingMachine(RuleBasedStateMachine):
         self.turns = 0
         self.history = History()
         marks = checkpoints.encode(Marks(undo=True))
-        self.standing = Standing("s", at(Past()), marks=marks)
+        self.standing = Standing("s", at(Point()), marks=marks)
 
     def move(self, standing: Standing) -> None:
         """What a store compares before it replaces a record has to be later for each."""
@@ -77,7 +77,7 @@ class StandingMachine(RuleBasedStateMachine):
         self.turns += 1
         past = self.history.now
         self.history.before = past
-        after = Past((*past.turns, self.turns), past.position + tokens)
+        after = Point((*past.turns, self.turns), past.position + tokens)
         self.history.now = after
         answer = Answer(key(self.turns), outcome=b"o") if named else None
         if named:
@@ -135,9 +135,9 @@ def test_a_session_goes_back_to_where_it_stood() -> None:
 
 
 def test_a_session_that_is_not_asked_to_keeps_nothing() -> None:
-    standing = Standing("s", at(Past()))
+    standing = Standing("s", at(Point()))
     for turn in range(3):
-        standing = standing.after_turn(at(Past((turn,), turn + 1)), None)
+        standing = standing.after_turn(at(Point((turn,), turn + 1)), None)
     assert standing.marks == b""
     with pytest.raises(NothingToUndo):
         standing.rewound(LAST_TURN)
@@ -145,9 +145,9 @@ def test_a_session_that_is_not_asked_to_keeps_nothing() -> None:
 
 
 def test_there_is_room_for_so_many_and_for_the_last_turn() -> None:
-    standing = Standing("s", at(Past()), marks=checkpoints.encode(Marks(undo=True)))
+    standing = Standing("s", at(Point()), marks=checkpoints.encode(Marks(undo=True)))
     for number in range(MAX_CHECKPOINTS):
-        standing = standing.marked(f"c{number}").after_turn(at(Past((number,), number + 1)), None)
+        standing = standing.marked(f"c{number}").after_turn(at(Point((number,), number + 1)), None)
     with pytest.raises(TooManyCheckpoints) as caught:
         standing.marked("more")
     assert caught.value.metadata == {"session": "s", "limit": "16"}
@@ -157,7 +157,7 @@ def test_there_is_room_for_so_many_and_for_the_last_turn() -> None:
 
 
 pasts = st.builds(
-    Checkpoint,
+    Past,
     st.none()
     | st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9).map(
         lambda numbers: np.array(numbers, np.float32)

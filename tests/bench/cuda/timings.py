@@ -18,7 +18,7 @@ from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.running import AnyRunner
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import MAX_STEPS, Checkpoint, Ending, Sampling
+from unrolled_server.types import MAX_STEPS, Ending, Past, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
 
 from bench.cuda.models import Subject
@@ -157,7 +157,7 @@ async def _read(engine: Engine, seed: int) -> None:
     told = np.array([seed % 7, 1], np.int32)
     draws = DRAWS - MAX_STEPS * (seed % ((DRAWS + 1) // MAX_STEPS))
     while True:
-        start = Checkpoint(None, None, 0)
+        start = Past(None, None, 0)
         turn = Turn(Task(start, told, draws, Sampling(seed), (), None, False, False))
         engine.submit(turn)
         while not isinstance(await turn.next(), Ending):
