@@ -258,7 +258,7 @@ class Conversation:
         message, sessions = command.message.checkpoint, self._turns.sessions
         id_ = checkpoint_id(message)
         view, level = await sessions.change(
-            session, expected_position(message), lambda standing: standing.marked(id_)
+            session, expected_position(message), lambda standing: standing.with_checkpoint(id_)
         )
         await self._event(command, checkpointed=standing_message(view, level))
 

@@ -171,7 +171,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CheckpointSessionResponse:
         name, id_ = _needed("name", request.name), checkpoint_id(request)
         session, _ = await self._sessions.change(
-            name, expected_position(request), lambda standing: standing.marked(id_)
+            name, expected_position(request), lambda standing: standing.with_checkpoint(id_)
         )
         return session_pb2.CheckpointSessionResponse(session=session_message(session))
 
@@ -189,7 +189,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.DeleteCheckpointResponse:
         name, id_ = _needed("name", request.name), checkpoint_id(request)
         session, _ = await self._sessions.change(
-            name, None, lambda standing: standing.unmarked(id_)
+            name, None, lambda standing: standing.without_checkpoint(id_)
         )
         return session_pb2.DeleteCheckpointResponse(session=session_message(session))
 

@@ -4,8 +4,8 @@ Two parts, so that a listing reads no states: facts, which say what the session 
 digest of the other part, and the body, which holds what its next turn starts from. Facts end
 with a digest of themselves. Texts, tokens and states are as `layout_parts` has them.
 
-    facts   FACTS, tenant and model, for each place its POSITION and id, digest
-    body    BODY, partial character, recorded answers, marks, state
+    facts   FACTS, tenant and model, for each checkpoint its POSITION and id, digest
+    body    BODY, partial character, recorded answers, checkpoints, state
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hashlib import blake2b
 
 from unrolled_server.layout_parts import packed_text, past_of, state_of, text_at, token_numbers
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
-from unrolled_server.types import Past, Place
+from unrolled_server.types import CheckpointView, Past
 
 VERSION = 2
 DIGEST_BYTES = 16
@@ -28,7 +28,7 @@ idle TTL; digest of the body; whether it keeps the place before its last turn; h
 there are; latest end."""
 POSITION = struct.Struct("<Q")
 BODY = struct.Struct("<iiHII")
-"""Pending and previous token; bytes of the partial character, the answers and the marks."""
+"""Pending and previous token; bytes of the partial character, the answers and the checkpoints."""
 
 
 class RecordDamaged(Exception):
@@ -62,8 +62,7 @@ class SessionFacts:
     """Seconds; 0: it never expires."""
     undo: bool = False
     """Whether it keeps where it stood before its last turn."""
-    places: tuple[Place, ...] = ()
-    """Those that its marks are of."""
+    checkpoints: tuple[CheckpointView, ...] = ()
     latest: float = math.inf
     """When it ends however it is used, in seconds since the epoch; infinity: use keeps it."""
 
@@ -86,7 +85,7 @@ class SessionRecord:
     past: Past
     answers: bytes
     """As `answers` has them."""
-    marks: bytes = b""
+    checkpoints: bytes = b""
     """As `checkpoints` has them."""
 
 
@@ -97,9 +96,9 @@ def encode(record: SessionRecord) -> tuple[bytes, bytes]:
         *token_numbers(past),
         len(past.partial),
         len(record.answers),
-        len(record.marks),
+        len(record.checkpoints),
     )
-    body = b"".join((head, past.partial, record.answers, record.marks, state_of(past)))
+    body = b"".join((head, past.partial, record.answers, record.checkpoints, state_of(past)))
     return _facts(record.facts, _digest(body)), body
 
 
@@ -108,12 +107,14 @@ def decode(facts: bytes, body: bytes) -> SessionRecord:
     known, digest = _read(facts)
     if _digest(body) != digest:
         raise RecordDamaged("the body is not what its digest says")
-    *tokens, partial_bytes, answers_bytes, marks_bytes = BODY.unpack_from(body)
+    *tokens, partial_bytes, answers_bytes, checkpoint_bytes = BODY.unpack_from(body)
     answers_at = BODY.size + partial_bytes
-    marks_at = answers_at + answers_bytes
-    state_at = marks_at + marks_bytes
+    checkpoints_at = answers_at + answers_bytes
+    state_at = checkpoints_at + checkpoint_bytes
     past = past_of(body[state_at:], tokens, known.position, body[BODY.size : answers_at])
-    return SessionRecord(known, past, body[answers_at:marks_at], body[marks_at:state_at])
+    return SessionRecord(
+        known, past, body[answers_at:checkpoints_at], body[checkpoints_at:state_at]
+    )
 
 
 def decode_facts(facts: bytes) -> SessionFacts:
@@ -143,12 +144,12 @@ def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
         facts.idle_ttl,
         body_digest,
         facts.undo,
-        len(facts.places),
+        len(facts.checkpoints),
         facts.latest,
     )
     owner = packed_text(facts.tenant.encode()), packed_text(facts.model.encode())
     places = (
-        POSITION.pack(place.position) + packed_text(place.id.encode()) for place in facts.places
+        POSITION.pack(each.position) + packed_text(each.id.encode()) for each in facts.checkpoints
     )
     whole = b"".join((head, *owner, *places))
     return whole + _digest(whole)
@@ -167,18 +168,18 @@ def _read(facts: bytes) -> tuple[SessionFacts, bytes]:
     model, at = text_at(whole, at)
     known = SessionFacts(
         name_of(id_), tenant.decode(), model.decode(), fingerprint.hex(), epoch, era, seed,
-        position, state_size, created, used, idle_ttl, undo, tuple(_places(whole, at, count)),
+        position, state_size, created, used, idle_ttl, undo, tuple(_checkpoints(whole, at, count)),
         latest,
     )  # fmt: skip
     return known, body_digest
 
 
-def _places(whole: bytes, at: int, count: int) -> Iterator[Place]:
-    """The places that begin here."""
+def _checkpoints(whole: bytes, at: int, count: int) -> Iterator[CheckpointView]:
+    """Those that begin here."""
     for _ in range(count):
         (position,) = POSITION.unpack_from(whole, at)
         id_, at = text_at(whole, at + POSITION.size)
-        yield Place(id_.decode(), position)
+        yield CheckpointView(id_.decode(), position)
 
 
 def _digest(part: bytes) -> bytes:

@@ -82,7 +82,7 @@ class Sessions:
     @property
     def checkpoint_bytes(self) -> int:
         """Of all that sessions can be taken back to."""
-        return self._standings.mark_bytes
+        return self._standings.checkpoint_bytes
 
     def create(
         self,
@@ -149,7 +149,9 @@ class Sessions:
         parent = self.get(name)
         past, latest = self.past(parent), parent.block.latest(parent.index)
         seed = parent.seed if seed is None else seed
-        child = self.restore(parent.model, past, seed, parent.idle_ttl, undo=parent.marks.undo)
+        child = self.restore(
+            parent.model, past, seed, parent.idle_ttl, undo=parent.checkpoints.undo
+        )
         child.block.set_latest(child.index, latest)
         child.block.let_end(child.index)
         self.touch(parent)
@@ -290,7 +292,7 @@ class Sessions:
         name = session_name(self._home(row), block.key(index))
         model = self._models.all[block.models[index]]
         return Session(
-            name, row, block.generations[index], model, block, index, self._standings.marks
+            name, row, block.generations[index], model, block, index, self._standings.checkpoints
         )
 
     def _remove(self, row: int) -> None:

@@ -7,7 +7,7 @@ sessions have in dictionaries.
 from __future__ import annotations
 
 from unrolled_server import checkpoints
-from unrolled_server.checkpoints import Marks
+from unrolled_server.checkpoints import Checkpoints
 from unrolled_server.layout_parts import NO_TOKEN, token_numbers, token_of
 from unrolled_server.records import NONE, Block
 from unrolled_server.session import Session
@@ -25,10 +25,10 @@ class Standings:
         self._slabs: dict[int, StateSlabs] = {}
         """By the number of the model."""
         # By row, and only of those rows that have any.
-        self.marks: dict[int, bytes] = {}
+        self.checkpoints: dict[int, bytes] = {}
         """Where sessions can be taken back to, as `checkpoints` has them."""
-        self.mark_bytes = 0
-        """Of all `marks` together."""
+        self.checkpoint_bytes = 0
+        """Of all those together."""
         self._partials: dict[int, bytes] = {}
         self._answers: dict[int, bytes] = {}
         self._eras: dict[int, int] = {}
@@ -44,7 +44,7 @@ class Standings:
         block.pending[index] = block.previous[index] = NO_TOKEN
         block.slots[index] = NONE
         if undo:
-            self._mark(row, checkpoints.encode(Marks(undo)))
+            self._keep_checkpoints(row, checkpoints.encode(Checkpoints(undo)))
 
     def past(self, session: Session) -> Past:
         """Where the session stands, apart from it from now on. Raises SessionNotFound."""
@@ -70,7 +70,7 @@ class Standings:
             session.name,
             self.past(session),
             self._answers.get(row, b""),
-            self.marks.get(row, b""),
+            self.checkpoints.get(row, b""),
             self._eras.get(row, FIRST_ERA),
         )
 
@@ -87,7 +87,7 @@ class Standings:
         block.pending[index], block.previous[index] = token_numbers(past)
         _note(self._partials, row, past.partial)
         _note(self._answers, row, standing.answers)
-        self._mark(row, standing.marks)
+        self._keep_checkpoints(row, standing.checkpoints)
         if standing.era != FIRST_ERA:
             self._eras[row] = standing.era
 
@@ -95,13 +95,13 @@ class Standings:
         """Let go of all of it, of the session in the row."""
         if block.slots[index] != NONE:
             self._slabs[block.models[index]].free(block.slots[index])
-        self._mark(row, b"")
+        self._keep_checkpoints(row, b"")
         for column in (self._partials, self._answers, self._eras):
             column.pop(row, None)
 
-    def _mark(self, row: int, marks: bytes) -> None:
-        self.mark_bytes += len(marks) - len(self.marks.get(row, b""))
-        _note(self.marks, row, marks)
+    def _keep_checkpoints(self, row: int, written: bytes) -> None:
+        self.checkpoint_bytes += len(written) - len(self.checkpoints.get(row, b""))
+        _note(self.checkpoints, row, written)
 
     def _store(self, session: Session, state: Floats) -> None:
         slots, number = session.block.slots, session.block.models[session.index]

@@ -394,7 +394,7 @@ class StoredKeeper(SessionKeeper):
             used=facts.used,
             expires=facts.ends,
             undo=facts.undo,
-            places=facts.places,
+            checkpoints=facts.checkpoints,
             latest=None if facts.latest == math.inf else facts.latest,
         )
 

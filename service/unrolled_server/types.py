@@ -122,11 +122,11 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a session can be taken back to, as callers see it."""
+class CheckpointView:
+    """A checkpoint as callers see it."""
 
     id: str
-    """The checkpoint's; empty: the place before the last turn."""
+    """Empty: that before the last turn."""
     position: int
 
 
@@ -199,6 +199,6 @@ class SessionView:
     """Seconds since the epoch; None: never."""
     undo: bool = False
     """Whether it keeps where it stood before its last turn."""
-    places: tuple[Place, ...] = ()
+    checkpoints: tuple[CheckpointView, ...] = ()
     latest: float | None = None
     """When it ends however it is used, in seconds since the epoch; None: use keeps it."""

@@ -169,7 +169,7 @@ def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
 def session_message(session: SessionView) -> session_pb2.Session:
     """A session as it is sent."""
     expires = session.expires
-    before = {place.id: place.position for place in session.places}
+    before = {each.id: each.position for each in session.checkpoints}
     undo_position = before.pop(LAST_TURN, None)
     return session_pb2.Session(
         name=session.name,

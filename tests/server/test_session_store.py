@@ -21,7 +21,7 @@ from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import InvalidField, SessionBusy, SessionNotFound, TooManySessions
 from unrolled_server.models import ServedModel
-from unrolled_server.places import Places
+from unrolled_server.number_pool import NumberPool
 from unrolled_server.records import ROWS, Records
 from unrolled_server.session import Session
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
@@ -524,12 +524,12 @@ def test_a_busy_session_is_not_over_however_it_was_used(clock: Clock) -> None:
 
 
 def test_numbers_that_came_back_go_out_first() -> None:
-    places = Places()
-    assert [places.take() for _ in range(4)] == [0, 1, 2, 3]
-    places.give_back(1)
-    places.give_back(3)
-    assert [places.take() for _ in range(3)] == [3, 1, 4]
-    assert places.end == 5
+    numbers = NumberPool()
+    assert [numbers.take() for _ in range(4)] == [0, 1, 2, 3]
+    numbers.give_back(1)
+    numbers.give_back(3)
+    assert [numbers.take() for _ in range(3)] == [3, 1, 4]
+    assert numbers.end == 5
 
 
 def test_rows_are_used_again_before_a_block_is_added() -> None:
@@ -600,11 +600,11 @@ def test_a_session_has_nothing_of_the_one_before_it_in_its_row(clock: Clock) -> 
     store = Sessions(1, TTL, clock)
     old = store.create(MODELS[0], undo=True)
     advance(store, old, Past(np.ones(SIZE, np.float32), 1, 1))
-    store.move(old, store.standing(old).marked("a"))
-    assert [place.id for place in old.view.places] == ["", "a"]
+    store.move(old, store.standing(old).with_checkpoint("a"))
+    assert [place.id for place in old.view.checkpoints] == ["", "a"]
     store.delete(old.name)
     new = store.create(MODELS[0])
-    assert (new.view.undo, new.view.places) == (False, ())
+    assert (new.view.undo, new.view.checkpoints) == (False, ())
     assert store.standing(new) == Standing(new.name, Past(None, None, 0))
 
 

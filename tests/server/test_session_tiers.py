@@ -20,7 +20,7 @@ from unrolled_server.session_names import name_of, session_id
 from unrolled_server.session_record import SessionRecord, encode
 from unrolled_server.store import Receipt, StorePage, StoreStats
 from unrolled_server.stored_keeper import StoredKeeper
-from unrolled_server.types import Durability, Past, Place
+from unrolled_server.types import CheckpointView, Durability, Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 TTL = 60.0
@@ -490,22 +490,22 @@ async def test_records_say_which_is_the_newer_one(house: House) -> None:
     for position in (4, 9, 9):
         await house.advance(await house.sessions.load(name), position)
         await note()
-        await house.sessions.change(name, None, lambda standing: standing.marked("a"))
+        await house.sessions.change(name, None, lambda standing: standing.with_checkpoint("a"))
         await note()
-        await house.sessions.change(name, None, lambda standing: standing.marked("b"))
+        await house.sessions.change(name, None, lambda standing: standing.with_checkpoint("b"))
         await note()
         await house.sessions.change(name, None, lambda standing: standing.rewound(LAST_TURN))
         await note()
-        await house.sessions.change(name, None, lambda standing: standing.unmarked("a"))
+        await house.sessions.change(name, None, lambda standing: standing.without_checkpoint("a"))
         await note()
     assert versions == sorted(set(versions))
     view, _ = await house.sessions.change(name, 0, lambda standing: standing.rewound("b"))
-    assert (view.position, view.places) == (9, (Place("b", 9),))
+    assert (view.position, view.checkpoints) == (9, (CheckpointView("b", 9),))
 
 
 async def test_a_rewind_that_fails_leaves_all_as_it_was(house: House) -> None:
     session = await house.sessions.create(MODEL)
-    await house.sessions.change(session.name, None, lambda standing: standing.marked("a"))
+    await house.sessions.change(session.name, None, lambda standing: standing.with_checkpoint("a"))
     await house.advance(session, 3)
     house.store.shut()
     house.store.fails = True
@@ -513,18 +513,20 @@ async def test_a_rewind_that_fails_leaves_all_as_it_was(house: House) -> None:
     rewinding = asyncio.create_task(rewind)
     await others_run()
     with pytest.raises(SessionBusy):
-        await house.sessions.change(session.name, 3, lambda standing: standing.marked("b"))
+        await house.sessions.change(session.name, 3, lambda standing: standing.with_checkpoint("b"))
     house.store.open()
     with pytest.raises(StoreUnavailable):
         await rewinding
     house.store.fails = False
-    view, _ = await house.sessions.change(session.name, 3, lambda standing: standing.unmarked("a"))
-    assert (view.position, view.places) == (3, ())
+    view, _ = await house.sessions.change(
+        session.name, 3, lambda standing: standing.without_checkpoint("a")
+    )
+    assert (view.position, view.checkpoints) == (3, ())
 
 
 async def test_a_session_that_is_deleted_while_it_is_taken_back_stays_away(house: House) -> None:
     name = (await house.sessions.create(MODEL)).name
-    await house.sessions.change(name, None, lambda standing: standing.marked("a"))
+    await house.sessions.change(name, None, lambda standing: standing.with_checkpoint("a"))
     house.store.shut()
     deleting = asyncio.create_task(house.sessions.delete(name))
     await others_run()

@@ -147,8 +147,8 @@ async def test_what_memory_allows_and_the_store_refuses_ends_no_turn(
     """One server rewinds to a checkpoint of its own, which another has deleted."""
     stale, other = pair
     name = (await stale.sessions.create(MODEL)).name
-    await changed(stale, name, lambda standing: standing.marked("x"))
-    await changed(other, name, lambda standing: standing.unmarked("x"))
+    await changed(stale, name, lambda standing: standing.with_checkpoint("x"))
+    await changed(other, name, lambda standing: standing.without_checkpoint("x"))
     session = await other.sessions.load(name, Claim())
     other.sessions.memory.hold(session, lambda: None)
     with pytest.raises(CheckpointNotFound):
