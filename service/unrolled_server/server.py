@@ -33,8 +33,9 @@ from unrolled_server.health_checks import HealthChecks
 from unrolled_server.interceptor import CallInterceptor
 from unrolled_server.lane import Lane
 from unrolled_server.logs import log_event
-from unrolled_server.metrics import NoRpcMetrics, ReloadMetrics, RpcMetrics, server_registry
+from unrolled_server.metrics import NoRpcMetrics, ReloadMetrics, RpcMetrics
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
+from unrolled_server.metrics_registry import server_registry
 from unrolled_server.models import Models
 from unrolled_server.opening import RunnerConfig, check_device
 from unrolled_server.prefix_cache import PrefixCache
