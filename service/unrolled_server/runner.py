@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from unrolled_server import huge_pages
 from unrolled_server.graphs import check_drawing, check_prompt, reason
-from unrolled_server.running import LOGPROBS_BYTES, RunnerError, StateSpec
+from unrolled_server.running import LOGPROBS_BYTES, RowInputs, RunnerError, StateSpec
 from unrolled_server.types import MAX_STEPS, PROMPT_STEPS, Floats, Places, Tokens
 
 MAX_BINDINGS = 1024
@@ -28,7 +28,7 @@ PROMPT_ROWS = 16
 """Rows that one run of the prompt graph takes at most: more would not take less time each."""
 
 
-class Runner:
+class Runner(RowInputs):
     """One model's graph with room for `rows` rows."""
 
     def __init__(
@@ -62,23 +62,13 @@ class Runner:
 
     def _make_room(self, rows: int) -> None:
         """Allocate everything that runs read and write."""
-        self.rows = rows
+        self._make_inputs(rows)
         vocabulary = self._vocabulary
         self._states = tuple(
             [np.zeros((rows, spec.size), np.float32) for spec in self._specs] for _ in range(2)
         )
         self._current = 0
         self._row_steps = row_steps = _row_steps(rows, vocabulary)
-        self.pending = np.zeros(rows, np.int32)
-        """The token each row feeds first."""
-        self.temperature = np.ones(rows, np.float32)
-        self.top_k = np.zeros(rows, np.int32)
-        self.top_p = np.ones(rows, np.float32)
-        self.min_p = np.zeros(rows, np.float32)
-        self.filtered = np.zeros((), np.bool_)
-        """Whether any row in the run uses top_k, top_p or min_p."""
-        self.wants_logprobs = np.ones((), np.bool_)
-        """Whether any row in the run asks for distributions; here they are made anyhow."""
         self._told = np.full(row_steps, -1, np.int32)
         self._uniforms = np.zeros(row_steps, np.float64)
         self._tokens = np.zeros(row_steps, np.int32)
@@ -161,14 +151,8 @@ class Runner:
 
     def move(self, source: int, target: int) -> None:
         """Copy everything that a row keeps between runs from one place to another."""
-        for array in (
-            *self._states[self._current],
-            self.pending,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.min_p,
-        ):
+        self._move_inputs(source, target)
+        for array in self._states[self._current]:
             array[target] = array[source]
 
     def _binding(self, rows: int, steps: int) -> onnxruntime.IOBinding:

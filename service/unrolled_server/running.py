@@ -41,6 +41,30 @@ class StateSpec:
         return np.zeros(self.size, np.float32) if self.initial is None else self.initial
 
 
+class RowInputs:
+    """What a run reads but states: of each row, and of all together."""
+
+    def _make_inputs(self, rows: int) -> None:
+        """Make room for `rows` rows."""
+        self.rows = rows
+        self.pending = np.zeros(rows, np.int32)
+        """The token each row feeds first."""
+        self.temperature = np.ones(rows, np.float32)
+        self.top_k = np.zeros(rows, np.int32)
+        self.top_p = np.ones(rows, np.float32)
+        self.min_p = np.zeros(rows, np.float32)
+        self.filtered = np.zeros((), np.bool_)
+        """Whether any row in the run uses top_k, top_p or min_p."""
+        self.wants_logprobs = np.ones((), np.bool_)
+        """Whether any row in the run asks for distributions; where none does, the log-probabilities
+        of a run may be those of its tokens alone, [steps, rows, 1]."""
+
+    def _move_inputs(self, source: int, target: int) -> None:
+        """Copy what there is of a row to another's place."""
+        for array in (self.pending, self.temperature, self.top_k, self.top_p, self.min_p):
+            array[target] = array[source]
+
+
 class AnyRunner(Protocol):
     """One model's graphs and the states of its rows; `runner.Runner` says what each means."""
 
@@ -56,8 +80,6 @@ class AnyRunner(Protocol):
     min_p: Floats
     filtered: Flag
     wants_logprobs: Flag
-    """Whether any row in the run asks for distributions; where none does, the log-probabilities
-    of a run may be those of its tokens alone, [steps, rows, 1]."""
 
     def most_steps(self, rows: int) -> int: ...
 
