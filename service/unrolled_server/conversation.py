@@ -35,6 +35,7 @@ from unrolled_server.wire import (
     max_age,
     outcome_message,
     rewind_target,
+    seed,
     session_message,
     standing_message,
 )
@@ -217,9 +218,8 @@ class Conversation:
             if not opening.model:
                 raise InvalidField("model", "a model or a session is needed")
             model = self._turns.models.model(opening.model)
-            seed = opening.seed if opening.HasField("seed") else None
             self._session = await sessions.create(
-                model, seed, idle_ttl(opening), undo=opening.undo, max_age=max_age(opening)
+                model, seed(opening), idle_ttl(opening), undo=opening.undo, max_age=max_age(opening)
             )
         await self._event(command, opened=session_message(self._session.view))
 
