@@ -15,7 +15,7 @@ from unrolled_server.logs import set_up_logs
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     from unrolled_server.files import FileError
-    from unrolled_server.runner import DeviceError
+    from unrolled_server.running import DeviceError
     from unrolled_server.server import BindError, TracingError, serve
     from unrolled_server.store import StoreOpenError
 except ModuleNotFoundError as error:

@@ -86,7 +86,7 @@ class ActiveTurn:
 
     async def __aenter__(self) -> ActiveTurn:
         if self._session is not None:
-            self._sessions.memory.hold(self._session, self._end_with_session)
+            self._sessions.hold(self._session, self._end_with_session)
         if self._read is not None:
             self._sessions.touch(self._read)
         self._under_way.enter(self)
@@ -135,7 +135,7 @@ class ActiveTurn:
         name, level = self._session.name, sessions.durability
         outcome = Outcome(ending, name, self.model.label, seed, level)
         answer = None if self._record is None else self._record(outcome)
-        level = await sessions.commit(self._session, ending.checkpoint, answer)
+        level = await sessions.commit(self._session, ending.past, answer)
         self._outcome = replace(outcome, durability=level)
 
     def _end_with_session(self) -> None:

@@ -18,7 +18,7 @@ _BEARER = re.compile(r"bearer +([!-~]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Entry:
+class KnownKey:
     """The hash of a key, and whose it is."""
 
     tenant: str
@@ -29,10 +29,10 @@ class Entry:
 class ApiKeys:
     """The keys that are good now."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[KnownKey]) -> None:
         self._entries = {entry.digest: entry for entry in entries}
         # Good for nothing: an unknown key is compared like a known one.
-        self._decoy = Entry("", bytes(32))
+        self._decoy = KnownKey("", bytes(32))
 
     def tenant(self, authorization: str) -> str:
         """Who has the key in this header; it may be empty.
@@ -57,9 +57,9 @@ def keys_recipe(path: Path) -> Recipe[ApiKeys]:
     return Recipe("api_keys", [file], make)
 
 
-def _entries(file: NamedFile, content: bytes) -> list[Entry]:
+def _entries(file: NamedFile, content: bytes) -> list[KnownKey]:
     """Lines of `TENANT SHA256`; `#` begins a comment. Raises FileError."""
-    entries: dict[bytes, Entry] = {}
+    entries: dict[bytes, KnownKey] = {}
     for number, line in enumerate(content.splitlines(), 1):
         try:
             entry = _entry(line.decode())
@@ -76,7 +76,7 @@ def _entries(file: NamedFile, content: bytes) -> list[Entry]:
     return list(entries.values())
 
 
-def _entry(line: str) -> Entry | None:
+def _entry(line: str) -> KnownKey | None:
     """What a line says; None for one without a key. Raises ValueError, which quotes nothing."""
     words = line.partition("#")[0].split()
     if not words:
@@ -88,4 +88,4 @@ def _entry(line: str) -> Entry | None:
         raise ValueError("a tenant is 1 to 64 ASCII letters, digits, dots, hyphens, underscores")
     if not HASH.fullmatch(digest):
         raise ValueError("the SHA-256 of a key is 64 hexadecimal digits")
-    return Entry(tenant, bytes.fromhex(digest))
+    return KnownKey(tenant, bytes.fromhex(digest))

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled_server.row import NEVER, Row
+from unrolled_server.row import UNREACHED, Row
 from unrolled_server.sampler import Uniforms, stream, uniforms
 from unrolled_server.types import MAX_STEPS, Places, Tokens
 
@@ -31,7 +31,7 @@ KINDS = WATCHED, FILTERS, LOGPROBS, SCORES = range(4)
 """Of rows: its tokens are looked at in every run; top_k, top_p or min_p are used; distributions are
 asked for; a text is scored."""
 
-NOWHERE = np.zeros(0, np.int64)
+NO_PLACES = np.zeros(0, np.int64)
 """No places."""
 
 _STEPS = np.arange(WINDOW)[:, None]
@@ -69,7 +69,7 @@ class Batch:
         self._sent_at = np.zeros(capacity, np.float64)
         self._silent = np.zeros(capacity, np.bool_)
         self._kinds = np.zeros((capacity, len(KINDS)), np.bool_)
-        self._marks = np.full(capacity, NEVER, np.int64)
+        self._marks = np.full(capacity, UNREACHED, np.int64)
         """Positions at which states are to be remembered."""
         self._marked = 0
         """Rows that have one."""
@@ -122,7 +122,7 @@ class Batch:
         self._note_kinds()
         self._may_tell |= row.tell_left > 0
         self._may_be_silent |= bool(self._silent[place])
-        self._marks[place] = NEVER
+        self._marks[place] = UNREACHED
         if self._marked < MARKED:
             self.mark(place, row)
         return place
@@ -157,7 +157,7 @@ class Batch:
         self._count_marks()
 
     def _count_marks(self) -> None:
-        self._marked = int(np.count_nonzero(self._marks[: self.size] < NEVER))
+        self._marked = int(np.count_nonzero(self._marks[: self.size] < UNREACHED))
 
     def position(self, place: int) -> int:
         """Tokens of a row's sequence so far."""
@@ -206,7 +206,7 @@ class Batch:
     def telling(self, least: int) -> Places:
         """Places of rows that a run could only tell for `least` steps, fewest left first."""
         if not self._may_tell:
-            return NOWHERE
+            return NO_PLACES
         left = self._only_told(self._all[: self.size])
         if self._present[SCORES]:
             left[self._kinds[: self.size, SCORES]] = 0

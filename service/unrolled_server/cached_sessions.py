@@ -20,7 +20,7 @@ from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
 from unrolled_server.store import Version
 
-NOWHERE = (0, b"")
+NO_HOME = (0, b"")
 """A row and a key that no session has."""
 
 
@@ -54,7 +54,7 @@ class CachedSessions(Sessions):
         row = self._records.take()
         block, index = self._records.find(row)
         facts = record.facts
-        home, key = row_and_key(facts.name) or NOWHERE
+        home, key = row_and_key(facts.name) or NO_HOME
         block.tenants[index] = self._tenants.number(facts.tenant)
         block.set_key(index, key)
         block.seeds[index] = facts.seed
@@ -66,7 +66,7 @@ class CachedSessions(Sessions):
         session = self._session(row)
         self._standings.replace(
             session,
-            Standing(session.name, record.past, record.answers, record.marks, facts.era),
+            Standing(session.name, record.past, record.answers, record.checkpoints, facts.era),
         )
         return session
 
@@ -113,7 +113,7 @@ class CachedSessions(Sessions):
     def record(self, session: Session, standing: Standing) -> SessionRecord:
         """What is to be stored of a session that moves there now. Raises SessionNotFound."""
         session.living()
-        marks = checkpoints.decode(standing.marks)
+        kept = checkpoints.decode(standing.checkpoints)
         version = self._versions.get(session.row)
         facts = SessionFacts(
             name=session.name,
@@ -128,11 +128,11 @@ class CachedSessions(Sessions):
             created=session.created,
             used=self._clock(),
             idle_ttl=session.idle_ttl,
-            undo=marks.undo,
-            places=marks.places,
+            undo=kept.undo,
+            checkpoints=kept.views,
             latest=session.block.latest(session.index),
         )
-        return SessionRecord(facts, standing.past, standing.answers, standing.marks)
+        return SessionRecord(facts, standing.past, standing.answers, standing.checkpoints)
 
     def _count_over(self, number: int) -> None:
         """They have not ended yet: the store is to end them."""

@@ -1,10 +1,10 @@
 """Where a session stood before: places that it can be taken back to.
 
 What a session keeps is one `bytes`, empty where it keeps nothing and is not asked to; nothing
-here knows where it lies. All numbers are little-endian.
+here knows where it lies. Tokens and states are as `layout_parts` has them.
 
-    UNDO or NO_UNDO, then for each mark, in the order of ids,
-    HEADER, id, partial character, state as float32
+    UNDO or NO_UNDO, then for each checkpoint, in the order of ids,
+    HEADER, id, partial character, state
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from unrolled_server.checkpoint_parts import checkpoint, state_of, tokens_of
-from unrolled_server.types import Checkpoint, Place
+from unrolled_server.layout_parts import past_of, state_of, token_numbers
+from unrolled_server.types import CheckpointView, Past
 
 MAX_CHECKPOINTS = 16
 """Of a session, the place before its last turn not counted."""
@@ -28,76 +28,76 @@ previous token."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Checkpoint:
     """A place where a session stood."""
 
     id: str
-    """The checkpoint's, or LAST_TURN."""
+    """What its caller named it, or LAST_TURN."""
     era: int
     """The session's when it stood there."""
-    past: Checkpoint
+    past: Past
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class Checkpoints:
     """All that a session keeps of where it stood."""
 
     undo: bool = False
-    """Whether each turn leaves a mark of where it began."""
-    all: tuple[Mark, ...] = ()
+    """Whether each turn leaves one where it began."""
+    all: tuple[Checkpoint, ...] = ()
     """In the order of ids."""
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def views(self) -> tuple[CheckpointView, ...]:
         """As callers see them."""
-        return tuple(Place(mark.id, mark.past.position) for mark in self.all)
+        return tuple(CheckpointView(one.id, one.past.position) for one in self.all)
 
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another checkpoint."""
-        return sum(mark.id != LAST_TURN for mark in self.all) >= MAX_CHECKPOINTS
+        return sum(one.id != LAST_TURN for one in self.all) >= MAX_CHECKPOINTS
 
-    def find(self, id_: str) -> Mark | None:
-        """The mark of this id; None: there is none."""
-        return next((mark for mark in self.all if mark.id == id_), None)
+    def find(self, id_: str) -> Checkpoint | None:
+        """The checkpoint of this id; None: there is none."""
+        return next((one for one in self.all if one.id == id_), None)
 
-    def having(self, mark: Mark) -> Marks:
-        """With this mark, in place of one of the same id."""
-        others = self.without(mark.id).all
-        return replace(self, all=tuple(sorted((*others, mark), key=lambda one: one.id)))
+    def having(self, checkpoint: Checkpoint) -> Checkpoints:
+        """With this checkpoint, in place of one of the same id."""
+        others = self.without(checkpoint.id).all
+        return replace(self, all=tuple(sorted((*others, checkpoint), key=lambda one: one.id)))
 
-    def without(self, id_: str) -> Marks:
-        """Without the mark of this id."""
-        return replace(self, all=tuple(mark for mark in self.all if mark.id != id_))
+    def without(self, id_: str) -> Checkpoints:
+        """Without the checkpoint of this id."""
+        return replace(self, all=tuple(one for one in self.all if one.id != id_))
 
 
-def encode(marks: Marks) -> bytes:
-    """The marks' bytes."""
-    if not marks.undo and not marks.all:
+def encode(kept: Checkpoints) -> bytes:
+    """Their bytes."""
+    if not kept.undo and not kept.all:
         return b""
-    return b"".join((UNDO if marks.undo else NO_UNDO, *map(_packed, marks.all)))
+    return b"".join((UNDO if kept.undo else NO_UNDO, *map(_packed, kept.all)))
 
 
-def decode(record: bytes) -> Marks:
-    """The marks with these bytes. States are views of them."""
-    return Marks(record[:1] == UNDO, tuple(_marks(record)))
+def decode(record: bytes) -> Checkpoints:
+    """The checkpoints with these bytes. States are views of them."""
+    return Checkpoints(record[:1] == UNDO, tuple(_read(record)))
 
 
-def _packed(mark: Mark) -> bytes:
-    past, id_ = mark.past, mark.id.encode()
+def _packed(checkpoint: Checkpoint) -> bytes:
+    past, id_ = checkpoint.past, checkpoint.id.encode()
     state = state_of(past)
     header = HEADER.pack(
         len(id_),
         len(past.partial),
         len(state),
-        mark.era,
+        checkpoint.era,
         past.position,
-        *tokens_of(past),
+        *token_numbers(past),
     )
     return b"".join((header, id_, past.partial, state))
 
 
-def _marks(record: bytes) -> Iterator[Mark]:
+def _read(record: bytes) -> Iterator[Checkpoint]:
     start = 1
     while start < len(record):
         header = HEADER.unpack_from(record, start)
@@ -106,5 +106,5 @@ def _marks(record: bytes) -> Iterator[Mark]:
         state_at = partial_at + partial_bytes
         id_ = record[start + HEADER.size : partial_at].decode()
         start = state_at + state_bytes
-        past = checkpoint(record[state_at:start], tokens, position, record[partial_at:state_at])
-        yield Mark(id_, era, past)
+        past = past_of(record[state_at:start], tokens, position, record[partial_at:state_at])
+        yield Checkpoint(id_, era, past)

@@ -35,6 +35,7 @@ from unrolled_server.wire import (
     max_age,
     outcome_message,
     rewind_target,
+    seed,
     session_message,
     standing_message,
 )
@@ -217,9 +218,8 @@ class Conversation:
             if not opening.model:
                 raise InvalidField("model", "a model or a session is needed")
             model = self._turns.models.model(opening.model)
-            seed = opening.seed if opening.HasField("seed") else None
             self._session = await sessions.create(
-                model, seed, idle_ttl(opening), undo=opening.undo, max_age=max_age(opening)
+                model, seed(opening), idle_ttl(opening), undo=opening.undo, max_age=max_age(opening)
             )
         await self._event(command, opened=session_message(self._session.view))
 
@@ -258,7 +258,7 @@ class Conversation:
         message, sessions = command.message.checkpoint, self._turns.sessions
         id_ = checkpoint_id(message)
         view, level = await sessions.change(
-            session, expected_position(message), lambda standing: standing.marked(id_)
+            session, expected_position(message), lambda standing: standing.with_checkpoint(id_)
         )
         await self._event(command, checkpointed=standing_message(view, level))
 

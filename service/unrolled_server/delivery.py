@@ -14,7 +14,7 @@ Message = Delta | Ending | Exception | Prefix
 
 
 @dataclass(frozen=True)
-class Delivery:
+class Flushing:
     """When the tokens that a row has drawn leave for the front; its first leave at once."""
 
     tokens: int = 16

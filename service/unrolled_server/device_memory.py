@@ -1,7 +1,8 @@
-"""Memory of a device by way of onnxruntime, and sessions that run on it."""
+"""A device by way of onnxruntime: whether it is there, its memory, sessions that run on it."""
 
 from __future__ import annotations
 
+import ctypes
 import io
 import threading
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import DTypeLike, NDArray
 
-from unrolled_server.runner import DeviceError, RunnerError
+from unrolled_server.graphs import reason
+from unrolled_server.running import DeviceError, RunnerError
 
 ALIGNMENT = 256
 """Bytes; what cudaMalloc guarantees."""
@@ -161,11 +163,6 @@ def _session(graph: Path, device: str, options: Mapping[str, str]) -> onnxruntim
     return onnxruntime.InferenceSession(str(graph), settings, providers=given, enable_fallback=0)
 
 
-def reason(error: Exception) -> str:
-    """The first line of what onnxruntime raised, whose types share no base class but this."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 @cache
 def load_libraries() -> str:
     """Load CUDA's libraries, once, from where pip puts them or where the system looks.
@@ -180,3 +177,19 @@ def load_libraries() -> str:
         return reason(error)
     failed = [line for line in said.getvalue().splitlines() if line.startswith("Failed")]
     return "; ".join([*failed, "requirements/gpu.txt has them"]) if failed else ""
+
+
+def has_cuda() -> bool:
+    """Whether a CUDA device answers, asked of the driver before onnxruntime logs errors."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )

@@ -30,10 +30,10 @@ from unrolled_server.device_memory import (
     Part,
     SharedBlock,
     open_session,
-    reason,
 )
 from unrolled_server.device_states import ROWS, DeviceStates
-from unrolled_server.runner import LOGPROBS_BYTES, DeviceError, StateSpec, check_signature
+from unrolled_server.graphs import check_drawing, reason
+from unrolled_server.running import LOGPROBS_BYTES, DeviceError, RowInputs, StateSpec
 from unrolled_server.types import MAX_STEPS, Floats, Places, Tokens
 
 STEP = "device.onnx"
@@ -116,7 +116,7 @@ class _Size:
         return {name: self.outputs.part(name, step) for name in ("token", "logprob")}
 
 
-class DeviceRunner:
+class DeviceRunner(RowInputs):
     """One model's graphs on a device, with room for `rows` rows; to be used like a Runner.
 
     Raises RunnerError for graphs that cannot be run, DeviceError where they do not run there.
@@ -142,21 +142,12 @@ class DeviceRunner:
             self._step = open_session(folder / STEP, config.device, options)
             self._filters = open_session(folder / FILTERS, filters_device, {})
             self._states = DeviceStates(folder, states, rows, config.device)
-        check_signature(STEP, self._step, states, vocabulary)
-        self._vocabulary, self._capacity = vocabulary, rows
+        check_drawing(STEP, self._step, states, vocabulary)
+        self._vocabulary = vocabulary
+        self._make_inputs(rows)
         self._sizes: dict[int, _Size] = {}
         self._launches: dict[tuple[int, int, int, int], _Launch] = {}
         self._filterings: dict[tuple[int, int], Binding] = {}
-        self.pending = np.zeros(rows, np.int32)
-        """The token each row feeds first."""
-        self.temperature = np.ones(rows, np.float32)
-        self.top_k = np.zeros(rows, np.int32)
-        self.top_p = np.ones(rows, np.float32)
-        self.min_p = np.zeros(rows, np.float32)
-        self.filtered = np.zeros((), np.bool_)
-        """Whether any row in the run uses top_k, top_p or min_p."""
-        self.wants_logprobs = np.ones((), np.bool_)
-        """Whether any row in the run needs more than the log-probabilities of its tokens."""
 
     def try_out(self) -> None:
         """Run one row as turns do, before there are any; nothing of it stays.
@@ -247,12 +238,11 @@ class DeviceRunner:
     def move(self, source: int, target: int) -> None:
         """Copy everything that a row keeps between runs from one place to another."""
         self._states.move(source, target)
-        for array in (self.pending, self.temperature, self.top_k, self.top_p, self.min_p):
-            array[target] = array[source]
+        self._move_inputs(source, target)
 
     def _size(self, rows: int) -> _Size:
         """The smallest size that has room: a power of two, or all rows."""
-        padded = min(1 << (rows - 1).bit_length(), self._capacity)
+        padded = min(1 << (rows - 1).bit_length(), self.rows)
         if padded not in self._sizes:
             with EXCLUSIVE:
                 self._sizes[padded] = _Size(padded, self._vocabulary, self.device)

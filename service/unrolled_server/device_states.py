@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from unrolled_server.device_memory import Binding, Block, Part, Shapes, SharedBlock, open_session
-from unrolled_server.runner import StateSpec
+from unrolled_server.running import StateSpec
 from unrolled_server.types import Floats, Tokens
 
 ROWS = "device_rows.onnx"

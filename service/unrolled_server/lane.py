@@ -17,7 +17,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from unrolled_server.batch import WINDOW, Batch
-from unrolled_server.delivery import Delivery, Outbox
+from unrolled_server.delivery import Flushing, Outbox
 from unrolled_server.logs import log_event
 from unrolled_server.row import Row
 from unrolled_server.running import AnyRunner
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Lane:
-    """Owns some rows of one model, at most `capacity`.
+    """Owns some rows of one model, as many as its runner has room for.
 
     Other threads call `start`, `submit`, `nudge`, `close` and `turns`; the rest is for its own.
     Messages reach their turns in the event loop, all those of a step with one wake-up.
@@ -43,8 +43,7 @@ class Lane:
         name: str,
         runner: AnyRunner,
         vocabulary: Vocabulary,
-        capacity: int,
-        delivery: Delivery,
+        flushing: Flushing,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float] = time.perf_counter,
         stats: EngineStats | None = None,
@@ -54,13 +53,13 @@ class Lane:
         self._name = name
         self._runner = runner
         self._vocabulary = vocabulary
-        self._scheduler = Scheduler(capacity)
+        self._scheduler = Scheduler(runner.rows)
         ends = vocabulary.end_tokens
-        self._batch = Batch(capacity, vocabulary.size, ends, delivery.tokens)
+        self._batch = Batch(runner.rows, vocabulary.size, ends, flushing.tokens)
         # A run that took longer than tokens may wait would only make them late.
-        self._pace = Pace(delivery.seconds, MAX_STEPS)
-        self._telling = Telling(delivery.seconds)
-        self._delivery = delivery
+        self._pace = Pace(flushing.seconds, MAX_STEPS)
+        self._telling = Telling(flushing.seconds)
+        self._flushing = flushing
         self._clock = clock
         self._mail: SimpleQueue[Turn | None] = SimpleQueue()
         self._outbox = Outbox(self.stats, loop, clock)
@@ -286,7 +285,7 @@ class Lane:
 
     def _commit(self, tokens: Tokens, logprobs: Floats, fed: Tokens, now: float) -> None:
         """Give rows the tokens of the run; those that ended in it leave, some after going back."""
-        batch, delivery = self._batch, self._delivery
+        batch, flushing = self._batch, self._flushing
         batch.advance(tokens)
         for place in batch.watched(tokens):
             self._take(place, tokens, logprobs, int(fed[place]), now)
@@ -294,7 +293,7 @@ class Lane:
         overflows = np.isnan(logprobs[:, :, 0])
         overflowed = np.flatnonzero(overflows.any(0)).tolist() if overflows.any() else []
         leaving.update(dict.fromkeys(overflowed, self._fail))
-        for place in batch.due(now, delivery.tokens, delivery.interval(self._company())):
+        for place in batch.due(now, flushing.tokens, flushing.interval(self._company())):
             if place not in leaving and self._flush(place, now):
                 leaving[place] = self._park
         marked = [place for place in batch.at_marks() if place not in overflowed]

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled_server.places import Places
+from unrolled_server.layout_parts import NO_TOKEN
+from unrolled_server.number_pool import NumberPool
 from unrolled_server.session_names import KEY_BYTES
 
 ROWS = 4096
 """Rows of a block."""
 NONE = -1
-"""Stands for what there is not: a token, a slot, and in a free row the model."""
+"""Stands for what there is not: a slot, and in a free row the model."""
 NEVER = math.inf
 GENERATIONS = 1 << 32
 
@@ -42,10 +43,10 @@ class Block:
         """How many sessions each row has had, but for the one it has, modulo 2^32."""
         self.seeds = array("Q", [0]) * ROWS
         self.positions = array("q", [0]) * ROWS
-        self.pending = array("i", [NONE]) * ROWS
-        """Tokens, or NONE."""
-        self.previous = array("i", [NONE]) * ROWS
-        """Tokens, or NONE."""
+        self.pending = array("i", [NO_TOKEN]) * ROWS
+        """Tokens, or NO_TOKEN."""
+        self.previous = array("i", [NO_TOKEN]) * ROWS
+        """Tokens, or NO_TOKEN."""
         self.slots = array("i", [NONE]) * ROWS
         """Of states, in the slabs of the model; NONE: the zero state."""
         self.created = array("d", [0]) * ROWS
@@ -132,17 +133,17 @@ class Records:
     """The rows of all sessions: taken, found again, searched by time and by model."""
 
     def __init__(self) -> None:
-        self._places = Places()
+        self._rows = NumberPool()
         self._blocks: list[Block] = []
 
     @property
     def end(self) -> int:
         """All rows that were ever taken are below."""
-        return self._places.end
+        return self._rows.end
 
     def take(self) -> int:
         """A row for a new session; what it holds is undefined, but for its generation."""
-        row = self._places.take()
+        row = self._rows.take()
         while row >= len(self._blocks) * ROWS:
             self._blocks.append(Block())
         return row
@@ -171,7 +172,7 @@ class Records:
         block.models[index] = NONE
         block.generations[index] = (block.generations[index] + 1) % GENERATIONS
         block.keep(index)
-        self._places.give_back(row)
+        self._rows.give_back(row)
 
     def over(self, now: float, most: int) -> list[int]:
         """Rows of sessions that are over, `most` at most."""

@@ -41,7 +41,7 @@ HOLD_SECONDS = 30.0
 """How long a session outlives its idle time after a server has said that a turn is under way."""
 CHUNK = 500
 """Uses that are noted at once."""
-NEVER, GONE = -1, -2
+PERSISTENT, GONE = -1, -2
 """What PEXPIRETIME answers for keys that do not expire, and for none."""
 ENDS = "unrolled:{index}:ends"
 INDEXES = (ENDS, "unrolled:{index}:sessions", "unrolled:{index}:models")
@@ -337,7 +337,7 @@ async def _ends_of(redis: Redis, ids: Iterable[bytes]) -> dict[bytes, float | No
         for id_ in ids:
             pipe.pexpiretime(_key(id_))
         ends = await pipe.execute()
-    never_or_gone = {NEVER: math.inf, GONE: None}
+    never_or_gone = {PERSISTENT: math.inf, GONE: None}
     return {id_: never_or_gone.get(end, end / 1000) for id_, end in zip(ids, ends, strict=True)}
 
 

@@ -17,9 +17,8 @@ from unrolled.v1 import model_pb2
 from unrolled_server.engine import Engine
 from unrolled_server.logs import log_event
 from unrolled_server.models import Entry, Models, ServedModel
-from unrolled_server.opening import ENGINE, open_runners
-from unrolled_server.runner import DeviceError, RunnerConfig, StateSpec
-from unrolled_server.running import AnyRunner
+from unrolled_server.opening import ENGINE, RunnerConfig, open_runners
+from unrolled_server.running import AnyRunner, DeviceError, StateSpec
 from unrolled_server.types import Floats
 from unrolled_server.vocabulary import Vocabulary
 from unrolled_server.vocabulary_loader import load_vocabulary

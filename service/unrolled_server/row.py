@@ -7,10 +7,10 @@ from bisect import bisect
 from unrolled_server.logprobs import LogprobTape
 from unrolled_server.text import newest_shown, partial_after, text_stream
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import Checkpoint, Delta, Ending, FinishReason, Floats, Tokens
+from unrolled_server.types import Delta, Ending, FinishReason, Floats, Past, Tokens
 from unrolled_server.vocabulary import Vocabulary
 
-NEVER = (1 << 63) - 1
+UNREACHED = (1 << 63) - 1
 """A position that no sequence comes to."""
 
 SCORES_PER_DELTA = 4096
@@ -97,11 +97,11 @@ class Row:
         return self._told[start : start + steps]
 
     def mark_after(self, position: int) -> int:
-        """The first position behind this one at which the state is to be remembered, or NEVER."""
+        """The next position at which the state is to be remembered, or UNREACHED."""
         marks = self.turn.task.recall.marks
         # The newest token is pending: the state covers one less.
         place = bisect(marks, position - 1)
-        return marks[place] + 1 if place < len(marks) else NEVER
+        return marks[place] + 1 if place < len(marks) else UNREACHED
 
     def score(self, tokens: list[int], logprobs: Floats) -> None:
         """Take told tokens [N] and the distributions [N, V] that they are of."""
@@ -138,7 +138,7 @@ class Row:
         task = self.turn.task
         text, _ = ("", 0) if task.scores else self._text.finish(task.keeps_partial)
         delta = self._delta(text, len(self._tokens), now)
-        checkpoint = Checkpoint(
+        past = Past(
             state,
             pending if position > 0 else None,
             position,
@@ -147,7 +147,7 @@ class Row:
         )
         told, reason = len(task.told), self._reason()
         stop, skipped = self._text.matched_stop, self._skipped
-        return delta, Ending(reason, stop, told, self._drawn, checkpoint, skipped)
+        return delta, Ending(reason, stop, told, self._drawn, past, skipped)
 
     def _reason(self) -> FinishReason:
         if self._text.reason is not None:

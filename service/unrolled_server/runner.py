@@ -9,10 +9,8 @@ Prompts may have a graph of their own, which leads to the same bits and does les
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -21,50 +19,16 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from unrolled_server import huge_pages
+from unrolled_server.graphs import check_drawing, check_prompt, reason
+from unrolled_server.running import LOGPROBS_BYTES, RowInputs, RunnerError, StateSpec
 from unrolled_server.types import MAX_STEPS, PROMPT_STEPS, Floats, Places, Tokens
 
 MAX_BINDINGS = 1024
 PROMPT_ROWS = 16
 """Rows that one run of the prompt graph takes at most: more would not take less time each."""
-LOGPROBS_BYTES = 64 << 20
-"""Of a run's log-probabilities, where that leaves more than one step."""
 
 
-class RunnerError(Exception):
-    """The graph cannot be run; the message says why."""
-
-
-class DeviceError(Exception):
-    """No graph can be run on the device that was asked for."""
-
-
-@dataclass(frozen=True)
-class StateSpec:
-    """One state tensor: its names in the graph, its width and its value before any token."""
-
-    input: str
-    output: str
-    size: int
-    initial: Floats | None = None
-    """[size]; None: zeros."""
-
-    @property
-    def start(self) -> Floats:
-        """Its value before any token, [size]."""
-        return np.zeros(self.size, np.float32) if self.initial is None else self.initial
-
-
-@dataclass(frozen=True)
-class RunnerConfig:
-    """How graphs are run."""
-
-    device: str = "auto"
-    """cpu, cuda, or auto: cuda where a real session runs on it; see `opening`."""
-    threads: int = 0
-    """Threads that advance rows; 0: half of the cores, and two where there are two."""
-
-
-class Runner:
+class Runner(RowInputs):
     """One model's graph with room for `rows` rows."""
 
     def __init__(
@@ -83,37 +47,28 @@ class Runner:
         self.device = "cpu"
         self._specs = states
         self._vocabulary = vocabulary
-        check_signature(graph.name, self._session, states, vocabulary)
+        check_drawing(graph.name, self._session, states, vocabulary)
         if prompt is not None and self._prompt is not None:
-            _check_prompt(prompt.name, self._prompt, states)
+            check_prompt(prompt.name, self._prompt, states)
         self.state_size = sum(spec.size for spec in states)
         self._initial = np.concatenate([spec.start for spec in states])
         self._make_room(rows)
 
-    def another(self) -> Self:
-        """A runner of the same graph with as many rows of its own; they share the weights."""
+    def another(self, rows: int) -> Self:
+        """A runner of the same graph with `rows` rows of its own; they share the weights."""
         other = copy(self)
-        other._make_room(len(self.pending))
+        other._make_room(rows)
         return other
 
     def _make_room(self, rows: int) -> None:
         """Allocate everything that runs read and write."""
+        self._make_inputs(rows)
         vocabulary = self._vocabulary
         self._states = tuple(
             [np.zeros((rows, spec.size), np.float32) for spec in self._specs] for _ in range(2)
         )
         self._current = 0
         self._row_steps = row_steps = _row_steps(rows, vocabulary)
-        self.pending = np.zeros(rows, np.int32)
-        """The token each row feeds first."""
-        self.temperature = np.ones(rows, np.float32)
-        self.top_k = np.zeros(rows, np.int32)
-        self.top_p = np.ones(rows, np.float32)
-        self.min_p = np.zeros(rows, np.float32)
-        self.filtered = np.zeros((), np.bool_)
-        """Whether any row in the run uses top_k, top_p or min_p."""
-        self.wants_logprobs = np.ones((), np.bool_)
-        """Whether any row in the run asks for distributions; here they are made anyhow."""
         self._told = np.full(row_steps, -1, np.int32)
         self._uniforms = np.zeros(row_steps, np.float64)
         self._tokens = np.zeros(row_steps, np.int32)
@@ -196,14 +151,8 @@ class Runner:
 
     def move(self, source: int, target: int) -> None:
         """Copy everything that a row keeps between runs from one place to another."""
-        for array in (
-            *self._states[self._current],
-            self.pending,
-            self.temperature,
-            self.top_k,
-            self.top_p,
-            self.min_p,
-        ):
+        self._move_inputs(source, target)
+        for array in self._states[self._current]:
             array[target] = array[source]
 
     def _binding(self, rows: int, steps: int) -> onnxruntime.IOBinding:
@@ -270,50 +219,6 @@ def _row_steps(rows: int, vocabulary: int) -> int:
     return max(rows, min(MAX_STEPS * rows, LOGPROBS_BYTES // (4 * vocabulary)))
 
 
-def check_signature(
-    graph: str,
-    session: onnxruntime.InferenceSession,
-    states: tuple[StateSpec, ...],
-    vocabulary: int,
-) -> None:
-    """Refuse a graph that is not the one the manifest describes. Raises RunnerError."""
-    check_states(graph, session, states)
-    (width,) = [value.shape[-1] for value in session.get_outputs() if value.name == "logprobs"] or [
-        None
-    ]
-    if width != vocabulary:
-        raise RunnerError(f"{graph}: logprobs are over {width} tokens, not {vocabulary}")
-
-
-def check_states(
-    graph: str, session: onnxruntime.InferenceSession, states: tuple[StateSpec, ...]
-) -> None:
-    """Refuse a graph that has other states than the manifest says. Raises RunnerError."""
-    named = {value.name: value.shape for value in session.get_inputs()}
-    for spec in states:
-        shape = named.get(spec.input)
-        if shape is None or shape[1:] != [spec.size]:
-            raise RunnerError(f"{graph}: input {spec.input} is {shape}, not [B, {spec.size}]")
-
-
-def _check_prompt(
-    graph: str, session: onnxruntime.InferenceSession, states: tuple[StateSpec, ...]
-) -> None:
-    """Refuse a graph that is not one for prompts of this model. Raises RunnerError."""
-    check_states(graph, session, states)
-    inputs = {value.name for value in session.get_inputs()}
-    outputs = {value.name for value in session.get_outputs()}
-    known = {spec.input for spec in states}, {spec.output for spec in states}
-    if (inputs - known[0], outputs) != ({"fed"}, known[1]):
-        raise RunnerError(f"{graph}: its inputs and outputs are not those of a prompt graph")
-
-
-def check_device(device: str) -> None:
-    """Raise DeviceError where there is no such device."""
-    if device == "cuda" and not has_cuda():
-        raise DeviceError("--device cuda: no CUDA device, or no onnxruntime that can use it")
-
-
 def _open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -324,21 +229,4 @@ def _open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        # onnxruntime raises types of its own that share no base class but this.
-        raise RunnerError(f"{graph.name}: {str(error).splitlines()[0]}") from error
-
-
-def has_cuda() -> bool:
-    """Whether a CUDA device answers, asked of the driver before onnxruntime logs errors."""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return False
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int()
-    return (
-        driver.cuInit(0) == 0
-        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-        and count.value > 0
-    )
+        raise RunnerError(f"{graph.name}: {reason(error)}") from error

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from unrolled.v1 import (
     completion_pb2,
     completion_pb2_grpc,
-    error_pb2,
+    error_pb2,  # noqa: F401 - no message has a field of it, and reflection is to tell of it
     model_pb2,
     model_pb2_grpc,
     session_pb2,
@@ -27,18 +27,19 @@ from unrolled.v1 import (
 from unrolled_server import failpoints
 from unrolled_server.access import Access
 from unrolled_server.config import Config
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.engine import Engine
 from unrolled_server.health_checks import HealthChecks
 from unrolled_server.interceptor import CallInterceptor
 from unrolled_server.lane import Lane
 from unrolled_server.logs import log_event
-from unrolled_server.metrics import NoRpcMetrics, ReloadMetrics, RpcMetrics, server_registry
+from unrolled_server.metrics import NoRpcMetrics, ReloadMetrics, RpcMetrics
 from unrolled_server.metrics_endpoint import PATH, MetricsEndpoint
+from unrolled_server.metrics_registry import server_registry
 from unrolled_server.models import Models
+from unrolled_server.opening import RunnerConfig, check_device
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.repository import load_models
-from unrolled_server.runner import RunnerConfig, check_device
 from unrolled_server.running import AnyRunner
 from unrolled_server.services import CompletionService, ModelService, SessionService
 from unrolled_server.session_keeper import SessionKeeper
@@ -67,8 +68,6 @@ SERVICES = tuple(
         (model_pb2, "ModelService"),
     )
 )
-NEVER_SENT = (error_pb2.DESCRIPTOR,)
-"""What no message has a field of, and reflection tells of all the same, being imported."""
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -209,23 +208,14 @@ def _turns(config: Config, models: Models, sessions: SessionKeeper, tracer: Trac
 
 
 def _load(config: Config) -> Models:
-    delivery = Delivery(config.flush_tokens, config.flush_interval, config.flush_rate)
+    flushing = Flushing(config.flush_tokens, config.flush_interval, config.flush_rate)
     loop = asyncio.get_running_loop()
     tally = Unasked if config.metrics_port is None else Tally
 
     def start_engine(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
-        rows, more = divmod(config.max_rows, len(runners))
         lanes = [
-            Lane(
-                label,
-                runner,
-                vocabulary,
-                rows + (place < more),
-                delivery,
-                loop,
-                stats=EngineStats(tally),
-            )
-            for place, runner in enumerate(runners)
+            Lane(label, runner, vocabulary, flushing, loop, stats=EngineStats(tally))
+            for runner in runners
         ]
         engine = Engine(lanes)
         engine.start()

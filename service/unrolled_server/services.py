@@ -40,6 +40,7 @@ from unrolled_server.wire import (
     outcome_message,
     rewind_target,
     score_turn,
+    seed,
     session_message,
     snapshot_ttl,
 )
@@ -119,9 +120,8 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.CreateSessionRequest, context: Context
     ) -> session_pb2.CreateSessionResponse:
         model = self._models.model(_needed("model", request.model))
-        seed = request.seed if request.HasField("seed") else None
         session = await self._sessions.create(
-            model, seed, idle_ttl(request), undo=request.undo, max_age=max_age(request)
+            model, seed(request), idle_ttl(request), undo=request.undo, max_age=max_age(request)
         )
         return session_pb2.CreateSessionResponse(session=session_message(session.view))
 
@@ -148,8 +148,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     async def ForkSession(
         self, request: session_pb2.ForkSessionRequest, context: Context
     ) -> session_pb2.ForkSessionResponse:
-        seed = request.seed if request.HasField("seed") else None
-        session = await self._sessions.fork(_needed("name", request.name), seed)
+        session = await self._sessions.fork(_needed("name", request.name), seed(request))
         return session_pb2.ForkSessionResponse(session=session_message(session.view))
 
     async def ExportSession(
@@ -171,7 +170,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CheckpointSessionResponse:
         name, id_ = _needed("name", request.name), checkpoint_id(request)
         session, _ = await self._sessions.change(
-            name, expected_position(request), lambda standing: standing.marked(id_)
+            name, expected_position(request), lambda standing: standing.with_checkpoint(id_)
         )
         return session_pb2.CheckpointSessionResponse(session=session_message(session))
 
@@ -189,7 +188,7 @@ class SessionService(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.DeleteCheckpointResponse:
         name, id_ = _needed("name", request.name), checkpoint_id(request)
         session, _ = await self._sessions.change(
-            name, None, lambda standing: standing.unmarked(id_)
+            name, None, lambda standing: standing.without_checkpoint(id_)
         )
         return session_pb2.DeleteCheckpointResponse(session=session_message(session))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from unrolled_server import checkpoints
-from unrolled_server.checkpoints import Marks
+from unrolled_server.checkpoints import Checkpoints
 from unrolled_server.errors import SessionNotFound
 from unrolled_server.models import ServedModel
 from unrolled_server.records import NEVER, Block
@@ -28,14 +28,14 @@ class Session:
     block: Block = field(compare=False)
     index: int = field(compare=False)
     """The row's place in its block."""
-    all_marks: Mapping[int, bytes] = field(compare=False, repr=False)
+    all_checkpoints: Mapping[int, bytes] = field(compare=False, repr=False)
     """Of all sessions that have any, by row."""
 
     @property
-    def marks(self) -> Marks:
+    def checkpoints(self) -> Checkpoints:
         """Where it can be taken back to."""
         self.living()
-        return checkpoints.decode(self.all_marks.get(self.row, b""))
+        return checkpoints.decode(self.all_checkpoints.get(self.row, b""))
 
     @property
     def position(self) -> int:
@@ -73,7 +73,7 @@ class Session:
     @property
     def view(self) -> SessionView:
         """As callers see it."""
-        marks = self.marks
+        kept = self.checkpoints
         return SessionView(
             name=self.name,
             model=self.model.label,
@@ -84,8 +84,8 @@ class Session:
             created=self.created,
             used=self.used,
             expires=self.expires,
-            undo=marks.undo,
-            places=marks.places,
+            undo=kept.undo,
+            checkpoints=kept.views,
             latest=self.latest,
         )
 

@@ -1,6 +1,6 @@
 """All sessions of the server, wherever they are: what services and turns ask for them.
 
-This is how they are kept in memory alone; `stored_sessions` keeps them in a store as well. Both run
+This is how they are kept in memory alone; `stored_keeper` keeps them in a store as well. Both run
 in the event loop's thread, and a session that a method returns is in memory until the next await.
 """
 
@@ -16,7 +16,7 @@ from unrolled_server.session import Session
 from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Change, Standing
 from unrolled_server.store import Claim, StoreSpace, StoreStats
-from unrolled_server.types import Checkpoint, Durability, SessionView
+from unrolled_server.types import Durability, Past, SessionView
 
 
 def check_position(session: Session, expected: int | None) -> None:
@@ -80,7 +80,7 @@ class SessionKeeper:
     async def restore(
         self,
         model: ServedModel,
-        past: Checkpoint,
+        past: Past,
         seed: int,
         idle_ttl: float | None,
         *,
@@ -104,7 +104,7 @@ class SessionKeeper:
         return [session.view for session in page], after
 
     async def commit(
-        self, session: Session, past: Checkpoint, answer: Answer | None = None
+        self, session: Session, past: Past, answer: Answer | None = None
     ) -> Durability:
         """Move a session that is held to where its turn ended; how durably, `durability` at least.
 
@@ -126,7 +126,7 @@ class SessionKeeper:
 
         session = await self.load(name, Claim(expected_position), check)
         check_position(session, expected_position)
-        self.memory.hold(session, lambda: None)
+        self.hold(session, lambda: None)
         try:
             level = await self._move(session, change(self.memory.standing(session)))
         finally:
@@ -145,6 +145,13 @@ class SessionKeeper:
     async def is_reachable(self) -> bool:
         """Whether sessions can be got at; if not, that may be over soon."""
         return True
+
+    def hold(self, session: Session, end_turn: Callable[[], None]) -> None:
+        """Begin a turn; `end_turn` is called if the session ends meanwhile.
+
+        Raises SessionBusy, SessionNotFound.
+        """
+        self.memory.hold(session, end_turn)
 
     def release(self, session: Session) -> None:
         """End a turn once its commit, if it came to that, is through."""

@@ -2,11 +2,10 @@
 
 Two parts, so that a listing reads no states: facts, which say what the session is and hold a
 digest of the other part, and the body, which holds what its next turn starts from. Facts end
-with a digest of themselves. All numbers are little-endian.
+with a digest of themselves. Texts, tokens and states are as `layout_parts` has them.
 
-    facts   FACTS, tenant and model, for each place its POSITION and id, digest; texts are behind
-            their length in two bytes
-    body    BODY, partial character, recorded answers, marks, state as float32
+    facts   FACTS, tenant and model, for each checkpoint its POSITION and id, digest
+    body    BODY, partial character, recorded answers, checkpoints, state
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
-from unrolled_server.checkpoint_parts import checkpoint, state_of, tokens_of
+from unrolled_server.layout_parts import packed_text, past_of, state_of, text_at, token_numbers
 from unrolled_server.session_names import ID_BYTES, name_of, session_id
-from unrolled_server.types import Checkpoint, Place
+from unrolled_server.types import CheckpointView, Past
 
 VERSION = 2
 DIGEST_BYTES = 16
@@ -27,10 +26,9 @@ FACTS = struct.Struct(f"<B{ID_BYTES}s32sQQQqIddd{DIGEST_BYTES}s?Bd")
 """Version; ID; fingerprint; epoch; era; seed; position; numbers of a state; created, used,
 idle TTL; digest of the body; whether it keeps the place before its last turn; how many places
 there are; latest end."""
-LENGTH = struct.Struct("<H")
 POSITION = struct.Struct("<Q")
 BODY = struct.Struct("<iiHII")
-"""Pending and previous token; bytes of the partial character, the answers and the marks."""
+"""Pending and previous token; bytes of the partial character, the answers and the checkpoints."""
 
 
 class RecordDamaged(Exception):
@@ -64,8 +62,7 @@ class SessionFacts:
     """Seconds; 0: it never expires."""
     undo: bool = False
     """Whether it keeps where it stood before its last turn."""
-    places: tuple[Place, ...] = ()
-    """Those that its marks are of."""
+    checkpoints: tuple[CheckpointView, ...] = ()
     latest: float = math.inf
     """When it ends however it is used, in seconds since the epoch; infinity: use keeps it."""
 
@@ -85,10 +82,10 @@ class SessionRecord:
     """All of a session."""
 
     facts: SessionFacts
-    past: Checkpoint
+    past: Past
     answers: bytes
     """As `answers` has them."""
-    marks: bytes = b""
+    checkpoints: bytes = b""
     """As `checkpoints` has them."""
 
 
@@ -96,12 +93,12 @@ def encode(record: SessionRecord) -> tuple[bytes, bytes]:
     """The record's facts and body."""
     past = record.past
     head = BODY.pack(
-        *tokens_of(past),
+        *token_numbers(past),
         len(past.partial),
         len(record.answers),
-        len(record.marks),
+        len(record.checkpoints),
     )
-    body = b"".join((head, past.partial, record.answers, record.marks, state_of(past)))
+    body = b"".join((head, past.partial, record.answers, record.checkpoints, state_of(past)))
     return _facts(record.facts, _digest(body)), body
 
 
@@ -110,12 +107,14 @@ def decode(facts: bytes, body: bytes) -> SessionRecord:
     known, digest = _read(facts)
     if _digest(body) != digest:
         raise RecordDamaged("the body is not what its digest says")
-    *tokens, partial_bytes, answers_bytes, marks_bytes = BODY.unpack_from(body)
+    *tokens, partial_bytes, answers_bytes, checkpoint_bytes = BODY.unpack_from(body)
     answers_at = BODY.size + partial_bytes
-    marks_at = answers_at + answers_bytes
-    state_at = marks_at + marks_bytes
-    past = checkpoint(body[state_at:], tokens, known.position, body[BODY.size : answers_at])
-    return SessionRecord(known, past, body[answers_at:marks_at], body[marks_at:state_at])
+    checkpoints_at = answers_at + answers_bytes
+    state_at = checkpoints_at + checkpoint_bytes
+    past = past_of(body[state_at:], tokens, known.position, body[BODY.size : answers_at])
+    return SessionRecord(
+        known, past, body[answers_at:checkpoints_at], body[checkpoints_at:state_at]
+    )
 
 
 def decode_facts(facts: bytes) -> SessionFacts:
@@ -145,11 +144,14 @@ def _facts(facts: SessionFacts, body_digest: bytes) -> bytes:
         facts.idle_ttl,
         body_digest,
         facts.undo,
-        len(facts.places),
+        len(facts.checkpoints),
         facts.latest,
     )
-    places = (POSITION.pack(place.position) + _packed(place.id) for place in facts.places)
-    whole = b"".join((head, _packed(facts.tenant), _packed(facts.model), *places))
+    owner = packed_text(facts.tenant.encode()), packed_text(facts.model.encode())
+    places = (
+        POSITION.pack(each.position) + packed_text(each.id.encode()) for each in facts.checkpoints
+    )
+    whole = b"".join((head, *owner, *places))
     return whole + _digest(whole)
 
 
@@ -162,33 +164,22 @@ def _read(facts: bytes) -> tuple[SessionFacts, bytes]:
         raise RecordDamaged(f"version {whole[0]} of the layout is unknown")
     _, id_, fingerprint, epoch, era, seed, position, *rest = FACTS.unpack_from(whole)
     state_size, created, used, idle_ttl, body_digest, undo, count, latest = rest
-    tenant, at = _text(whole, FACTS.size)
-    model, at = _text(whole, at)
+    tenant, at = text_at(whole, FACTS.size)
+    model, at = text_at(whole, at)
     known = SessionFacts(
-        name_of(id_), tenant, model, fingerprint.hex(), epoch, era, seed, position, state_size,
-        created, used, idle_ttl, undo, tuple(_places(whole, at, count)), latest,
+        name_of(id_), tenant.decode(), model.decode(), fingerprint.hex(), epoch, era, seed,
+        position, state_size, created, used, idle_ttl, undo, tuple(_checkpoints(whole, at, count)),
+        latest,
     )  # fmt: skip
     return known, body_digest
 
 
-def _places(whole: bytes, at: int, count: int) -> Iterator[Place]:
-    """The places that begin here."""
+def _checkpoints(whole: bytes, at: int, count: int) -> Iterator[CheckpointView]:
+    """Those that begin here."""
     for _ in range(count):
         (position,) = POSITION.unpack_from(whole, at)
-        id_, at = _text(whole, at + POSITION.size)
-        yield Place(id_, position)
-
-
-def _packed(text: str) -> bytes:
-    part = text.encode()
-    return LENGTH.pack(len(part)) + part
-
-
-def _text(whole: bytes, at: int) -> tuple[str, int]:
-    """The text that begins here, and where it ends."""
-    (length,) = LENGTH.unpack_from(whole, at)
-    start = at + LENGTH.size
-    return whole[start : start + length].decode(), start + length
+        id_, at = text_at(whole, at + POSITION.size)
+        yield CheckpointView(id_.decode(), position)
 
 
 def _digest(part: bytes) -> bytes:

@@ -17,10 +17,10 @@ from unrolled_server.models import Models
 from unrolled_server.redis_url import is_redis, without_password
 from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Sessions
-from unrolled_server.shared_sessions import SharedSessions
+from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import StoreOpenError
-from unrolled_server.stored_sessions import StoredSessions
+from unrolled_server.stored_keeper import StoredKeeper
 from unrolled_server.types import Durability
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _in_file(config: Config, models: Models, memory: CachedSessions) -> SessionK
         raise StoreOpenError(f"--store {kind}:{error}") from error
     stored = sum(store.count().values())
     log_event(logger, logging.INFO, "store_opened", store=f"{kind}:{file}", sessions=stored)
-    return StoredSessions(memory, models, store)
+    return StoredKeeper(memory, models, store)
 
 
 def _made_data_dir(config: Config) -> Path:
@@ -110,4 +110,4 @@ async def _in_redis(
     log_event(
         logger, logging.INFO, "store_opened", store=without_password(config.store), sessions=stored
     )
-    return SharedSessions(memory, models, store)
+    return SharedKeeper(memory, models, store)

@@ -10,7 +10,6 @@ made to talk of one.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections import Counter
@@ -23,26 +22,25 @@ import numpy as np
 from unrolled_server.answers import Answer, find
 from unrolled_server.errors import (
     AnswerNotKept,
-    InvalidField,
     SessionBusy,
     SessionNotFound,
     TooManySessions,
 )
 from unrolled_server.models import ServedModel
 from unrolled_server.numbering import Numbering
+from unrolled_server.page_tokens import row_of, row_token
 from unrolled_server.records import NEVER, Records
 from unrolled_server.session import Session
 from unrolled_server.session_names import KEY_BYTES, session_id, session_name
 from unrolled_server.standing import Standing
 from unrolled_server.standings import Standings
 from unrolled_server.tenants import tenant
-from unrolled_server.types import Checkpoint, RequestKey
+from unrolled_server.types import Past, RequestKey
 
 MAX_ENDED = 500
 """Sessions that one round of expiry ends: the event loop waits for it."""
 MAX_BLOCKS = 64
 """Blocks of rows that one page looks at."""
-PAGE_TOKEN = re.compile(r"[0-9a-f]{1,8}")
 
 
 class Sessions:
@@ -84,7 +82,7 @@ class Sessions:
     @property
     def checkpoint_bytes(self) -> int:
         """Of all that sessions can be taken back to."""
-        return self._standings.mark_bytes
+        return self._standings.checkpoint_bytes
 
     def create(
         self,
@@ -134,7 +132,7 @@ class Sessions:
         sessions do not match. Raises InvalidField for a token that no page came with.
         """
         wanted = [model in ("", each.name, each.label) for each in self._models.all]
-        first = _row_of(token)
+        first = row_of(token)
         owner = self._tenants.find(tenant.get())
         blocks = self._records.matching(first, np.array(wanted, np.bool_), owner, self._clock())
         page: list[Session] = []
@@ -142,16 +140,18 @@ class Sessions:
             room = size - len(page)
             page.extend(map(self._session, rows[:room].tolist()))
             if len(rows) > room:
-                return page, f"{rows[room]:x}"
+                return page, row_token(rows[room])
             first = following
-        return page, f"{first:x}" if first < self._records.end else ""
+        return page, row_token(first) if first < self._records.end else ""
 
     def fork(self, name: str, seed: int | None) -> Session:
         """A new session with the same past. Raises SessionNotFound, TooManySessions."""
         parent = self.get(name)
-        past, latest = self.checkpoint(parent), parent.block.latest(parent.index)
+        past, latest = self.past(parent), parent.block.latest(parent.index)
         seed = parent.seed if seed is None else seed
-        child = self.restore(parent.model, past, seed, parent.idle_ttl, undo=parent.marks.undo)
+        child = self.restore(
+            parent.model, past, seed, parent.idle_ttl, undo=parent.checkpoints.undo
+        )
         child.block.set_latest(child.index, latest)
         child.block.let_end(child.index)
         self.touch(parent)
@@ -160,7 +160,7 @@ class Sessions:
     def restore(
         self,
         model: ServedModel,
-        past: Checkpoint,
+        past: Past,
         seed: int,
         idle_ttl: float | None,
         *,
@@ -194,9 +194,9 @@ class Sessions:
             del self._holders[session.row]
             session.block.let_end(session.index)
 
-    def checkpoint(self, session: Session) -> Checkpoint:
+    def past(self, session: Session) -> Past:
         """Where the session stands, apart from it from now on. Raises SessionNotFound."""
-        return self._standings.checkpoint(session)
+        return self._standings.past(session)
 
     def standing(self, session: Session) -> Standing:
         """All that changes of the session, as it is, apart from it. Raises SessionNotFound."""
@@ -292,7 +292,7 @@ class Sessions:
         name = session_name(self._home(row), block.key(index))
         model = self._models.all[block.models[index]]
         return Session(
-            name, row, block.generations[index], model, block, index, self._standings.marks
+            name, row, block.generations[index], model, block, index, self._standings.checkpoints
         )
 
     def _remove(self, row: int) -> None:
@@ -302,12 +302,3 @@ class Sessions:
         self._counts[self._models.all[block.models[index]]] -= 1
         self._records.free(row)
         self._count -= 1
-
-
-def _row_of(token: str) -> int:
-    """The row that a page token says to go on with. Raises InvalidField."""
-    if not token:
-        return 0
-    if not PAGE_TOKEN.fullmatch(token):
-        raise InvalidField("page_token", "is not one that a page came with")
-    return int(token, 16)

@@ -26,7 +26,7 @@ from unrolled_server.snapshot_layout import (
 )
 from unrolled_server.tenants import tenant
 from unrolled_server.text import partial_of
-from unrolled_server.types import Checkpoint, SessionView
+from unrolled_server.types import Past, SessionView
 
 UNUSABLE = (
     "cannot be imported: it is damaged or no snapshot, has expired, is somebody else's, or was "
@@ -74,7 +74,7 @@ class Snapshots:
             session.model.fingerprint,
             math.inf if expires is None else expires,
             session.seed,
-            self._sessions.memory.checkpoint(session),
+            self._sessions.memory.past(session),
         )
         self._sessions.touch(session)
         return Export(sealer.seal(FORMAT, encode(snapshot)), session.view, expires)
@@ -122,7 +122,7 @@ class Snapshots:
         return len(FORMAT) + OVERHEAD + MAX_FACTS_BYTES + state_bytes
 
 
-def _fits(past: Checkpoint, model: ServedModel) -> bool:
+def _fits(past: Past, model: ServedModel) -> bool:
     """Whether a session of the model can stand there."""
     tokens = [token for token in (past.pending, past.previous) if token is not None]
     return (

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from unrolled_server import checkpoints
 from unrolled_server.answers import Answer, committed_by, with_answer
-from unrolled_server.checkpoints import LAST_TURN, MAX_CHECKPOINTS, Mark, Marks
+from unrolled_server.checkpoints import LAST_TURN, MAX_CHECKPOINTS, Checkpoint, Checkpoints
 from unrolled_server.errors import CheckpointNotFound, NothingToUndo, TooManyCheckpoints
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,60 +23,60 @@ class Standing:
 
     session: str
     """Its name, for errors."""
-    past: Checkpoint
+    past: Past
     answers: bytes = b""
     """As `answers` has them; all are of turns that led here."""
-    marks: bytes = b""
+    checkpoints: bytes = b""
     """As `checkpoints` has them."""
     era: int = 1
 
-    def after_turn(self, past: Checkpoint, answer: Answer | None) -> Standing:
+    def after_turn(self, past: Past, answer: Answer | None) -> Standing:
         """A turn went from here to `past`."""
         era = self.era if past.position > self.past.position else self.era + 1
-        marks, answers = self.marks, self.answers
-        if marks and (kept := checkpoints.decode(marks)).undo:
-            marks = checkpoints.encode(kept.having(self._mark(LAST_TURN)))
+        written, answers = self.checkpoints, self.answers
+        if written and (kept := checkpoints.decode(written)).undo:
+            written = checkpoints.encode(kept.having(self._here(LAST_TURN)))
         if answer is not None:
             answers = with_answer(answers, replace(answer, era=era, position=past.position))
-        return replace(self, past=past, answers=answers, marks=marks, era=era)
+        return replace(self, past=past, answers=answers, checkpoints=written, era=era)
 
-    def marked(self, id_: str) -> Standing:
+    def with_checkpoint(self, id_: str) -> Standing:
         """With a checkpoint here. Raises TooManyCheckpoints."""
-        marks = checkpoints.decode(self.marks)
-        if marks.is_full and marks.find(id_) is None:
+        kept = checkpoints.decode(self.checkpoints)
+        if kept.is_full and kept.find(id_) is None:
             raise TooManyCheckpoints(self.session, MAX_CHECKPOINTS)
-        return self._with(marks.having(self._mark(id_)))
+        return self._with(kept.having(self._here(id_)))
 
-    def unmarked(self, id_: str) -> Standing:
+    def without_checkpoint(self, id_: str) -> Standing:
         """Without that checkpoint. Raises CheckpointNotFound."""
         self._find(id_)
-        return self._with(checkpoints.decode(self.marks).without(id_))
+        return self._with(checkpoints.decode(self.checkpoints).without(id_))
 
     def rewound(self, id_: str) -> Standing:
         """At that checkpoint, or with LAST_TURN before the last turn, which is no longer the last.
 
         What was answered there or before stands. Raises CheckpointNotFound, NothingToUndo.
         """
-        mark = self._find(id_)
+        found = self._find(id_)
         return replace(
-            self._with(checkpoints.decode(self.marks).without(LAST_TURN)),
-            past=mark.past,
-            answers=committed_by(self.answers, mark.era, mark.past.position),
+            self._with(checkpoints.decode(self.checkpoints).without(LAST_TURN)),
+            past=found.past,
+            answers=committed_by(self.answers, found.era, found.past.position),
         )
 
-    def _find(self, id_: str) -> Mark:
-        mark = checkpoints.decode(self.marks).find(id_)
-        if mark is None and id_ == LAST_TURN:
+    def _find(self, id_: str) -> Checkpoint:
+        found = checkpoints.decode(self.checkpoints).find(id_)
+        if found is None and id_ == LAST_TURN:
             raise NothingToUndo(self.session)
-        if mark is None:
+        if found is None:
             raise CheckpointNotFound(self.session, id_)
-        return mark
+        return found
 
-    def _mark(self, id_: str) -> Mark:
-        return Mark(id_, self.era, self.past)
+    def _here(self, id_: str) -> Checkpoint:
+        return Checkpoint(id_, self.era, self.past)
 
-    def _with(self, marks: Marks) -> Standing:
-        return replace(self, marks=checkpoints.encode(marks), era=self.era + 1)
+    def _with(self, kept: Checkpoints) -> Standing:
+        return replace(self, checkpoints=checkpoints.encode(kept), era=self.era + 1)
 
 
 Change: TypeAlias = Callable[[Standing], Standing]

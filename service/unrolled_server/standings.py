@@ -7,12 +7,13 @@ sessions have in dictionaries.
 from __future__ import annotations
 
 from unrolled_server import checkpoints
-from unrolled_server.checkpoints import Marks
+from unrolled_server.checkpoints import Checkpoints
+from unrolled_server.layout_parts import NO_TOKEN, token_numbers, token_of
 from unrolled_server.records import NONE, Block
 from unrolled_server.session import Session
 from unrolled_server.standing import Standing
 from unrolled_server.states import StateSlabs
-from unrolled_server.types import Checkpoint, Floats
+from unrolled_server.types import Floats, Past
 
 FIRST_ERA = 1
 
@@ -24,10 +25,10 @@ class Standings:
         self._slabs: dict[int, StateSlabs] = {}
         """By the number of the model."""
         # By row, and only of those rows that have any.
-        self.marks: dict[int, bytes] = {}
+        self.checkpoints: dict[int, bytes] = {}
         """Where sessions can be taken back to, as `checkpoints` has them."""
-        self.mark_bytes = 0
-        """Of all `marks` together."""
+        self.checkpoint_bytes = 0
+        """Of all those together."""
         self._partials: dict[int, bytes] = {}
         self._answers: dict[int, bytes] = {}
         self._eras: dict[int, int] = {}
@@ -40,20 +41,21 @@ class Standings:
     def begin(self, row: int, block: Block, index: int, *, undo: bool) -> None:
         """A new session is in the row, at the zero state."""
         block.positions[index] = 0
-        block.pending[index] = block.previous[index] = block.slots[index] = NONE
+        block.pending[index] = block.previous[index] = NO_TOKEN
+        block.slots[index] = NONE
         if undo:
-            self._mark(row, checkpoints.encode(Marks(undo)))
+            self._keep_checkpoints(row, checkpoints.encode(Checkpoints(undo)))
 
-    def checkpoint(self, session: Session) -> Checkpoint:
+    def past(self, session: Session) -> Past:
         """Where the session stands, apart from it from now on. Raises SessionNotFound."""
         block, index = session.living(), session.index
-        slot, pending, previous = block.slots[index], block.pending[index], block.previous[index]
-        return Checkpoint(
+        slot = block.slots[index]
+        return Past(
             None if slot == NONE else self._slabs[block.models[index]].read(slot),
-            None if pending == NONE else pending,
+            token_of(block.pending[index]),
             block.positions[index],
             self._partials.get(session.row, b""),
-            None if previous == NONE else previous,
+            token_of(block.previous[index]),
         )
 
     def answers(self, session: Session) -> bytes:
@@ -66,9 +68,9 @@ class Standings:
         row = session.row
         return Standing(
             session.name,
-            self.checkpoint(session),
+            self.past(session),
             self._answers.get(row, b""),
-            self.marks.get(row, b""),
+            self.checkpoints.get(row, b""),
             self._eras.get(row, FIRST_ERA),
         )
 
@@ -82,11 +84,10 @@ class Standings:
             self._slabs[block.models[index]].free(block.slots[index])
             block.slots[index] = NONE
         block.positions[index] = past.position
-        block.pending[index] = NONE if past.pending is None else past.pending
-        block.previous[index] = NONE if past.previous is None else past.previous
+        block.pending[index], block.previous[index] = token_numbers(past)
         _note(self._partials, row, past.partial)
         _note(self._answers, row, standing.answers)
-        self._mark(row, standing.marks)
+        self._keep_checkpoints(row, standing.checkpoints)
         if standing.era != FIRST_ERA:
             self._eras[row] = standing.era
 
@@ -94,13 +95,13 @@ class Standings:
         """Let go of all of it, of the session in the row."""
         if block.slots[index] != NONE:
             self._slabs[block.models[index]].free(block.slots[index])
-        self._mark(row, b"")
+        self._keep_checkpoints(row, b"")
         for column in (self._partials, self._answers, self._eras):
             column.pop(row, None)
 
-    def _mark(self, row: int, marks: bytes) -> None:
-        self.mark_bytes += len(marks) - len(self.marks.get(row, b""))
-        _note(self.marks, row, marks)
+    def _keep_checkpoints(self, row: int, written: bytes) -> None:
+        self.checkpoint_bytes += len(written) - len(self.checkpoints.get(row, b""))
+        _note(self.checkpoints, row, written)
 
     def _store(self, session: Session, state: Floats) -> None:
         slots, number = session.block.slots, session.block.models[session.index]

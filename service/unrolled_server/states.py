@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unrolled_server.places import Places
+from unrolled_server.number_pool import NumberPool
 from unrolled_server.types import Floats
 
 SLAB_BYTES = 1 << 20
@@ -19,23 +19,23 @@ class StateSlabs:
         self._size = size
         self._slots_per_slab = max(1, SLAB_BYTES // max(1, 4 * size))
         self._slabs: list[Floats] = []
-        self._places = Places()
+        self._slots = NumberPool()
 
     @property
     def bytes(self) -> int:
         """Of the states in slots that are taken."""
-        return self._places.taken * 4 * self._size
+        return self._slots.taken * 4 * self._size
 
     def allocate(self) -> int:
         """Take a slot; what it holds is undefined until it is written."""
-        slot = self._places.take()
+        slot = self._slots.take()
         while slot >= len(self._slabs) * self._slots_per_slab:
             self._slabs.append(np.empty((self._slots_per_slab, self._size), np.float32))
         return slot
 
     def free(self, slot: int) -> None:
         """Give a slot back."""
-        self._places.give_back(slot)
+        self._slots.give_back(slot)
 
     def read(self, slot: int) -> Floats:
         """A copy of the slot's state, [size]."""

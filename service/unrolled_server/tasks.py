@@ -16,7 +16,7 @@ from unrolled_server.models import ServedModel
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.session import Session
 from unrolled_server.turn import Recall, Task
-from unrolled_server.types import DEFAULT_MAX_TOKENS, Checkpoint, Sampling, Tokens, TurnRequest
+from unrolled_server.types import DEFAULT_MAX_TOKENS, Past, Sampling, Tokens, TurnRequest
 from unrolled_server.vocabulary import UnknownSymbol
 
 
@@ -54,7 +54,7 @@ class Draft:
         self._tokens = np.zeros(0, np.int32)
         """What is told at `_place`."""
 
-    def check(self, model: ServedModel, start: Checkpoint) -> None:
+    def check(self, model: ServedModel, start: Past) -> None:
         """Raises what `task` would."""
         self._amounts(model, start)
 
@@ -68,7 +68,7 @@ class Draft:
         self,
         model: ServedModel,
         session: Session | None,
-        start: Checkpoint,
+        start: Past,
         prefixes: PrefixCache,
     ) -> Task:
         """The task, on a session or none.
@@ -89,7 +89,7 @@ class Draft:
             recall=self._recall(model, start, told, prefixes),
         )
 
-    def _amounts(self, model: ServedModel, start: Checkpoint) -> tuple[Tokens, int]:
+    def _amounts(self, model: ServedModel, start: Past) -> tuple[Tokens, int]:
         """What the turn tells, and how much it draws at most."""
         max_tokens = self._max_tokens(self.request.max_tokens)
         told = self._told(model, start.previous)
@@ -137,7 +137,7 @@ class Draft:
         return Sampling(seed, request.temperature, request.top_k, request.top_p, request.min_p)
 
     def _recall(
-        self, model: ServedModel, start: Checkpoint, told: Tokens, prefixes: PrefixCache
+        self, model: ServedModel, start: Past, told: Tokens, prefixes: PrefixCache
     ) -> Recall:
         # Scores need every token's run; nor are texts to be judged what prompts begin with.
         if self.request.scores or start.state is not None or start.pending is not None:

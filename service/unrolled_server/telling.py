@@ -6,7 +6,7 @@ telling them among those; others wait meanwhile, in the long run half of the tim
 
 from __future__ import annotations
 
-from unrolled_server.batch import NOWHERE, Batch
+from unrolled_server.batch import NO_PLACES, Batch
 from unrolled_server.scheduler import Pace
 from unrolled_server.types import PROMPT_STEPS, Places
 
@@ -45,7 +45,7 @@ class Telling:
             return places
         if len(places) >= COMPANY and others >= OTHERS and self._behind <= 0:
             return places
-        return NOWHERE
+        return NO_PLACES
 
     def steps(self, batch: Batch, places: Places) -> int:
         """Steps of a run that only tells these rows."""

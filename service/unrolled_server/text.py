@@ -12,8 +12,8 @@ from unrolled_server.vocabulary import Vocabulary
 
 LONGEST_CHARACTER = 4
 """Bytes in UTF-8."""
-NO_TOKEN = -1
-"""In place of one that shows."""
+SOME_TOKEN = -1
+"""In place of one that shows, whichever that is."""
 
 
 def partial_of(text: bytes) -> bytes:
@@ -32,7 +32,7 @@ def partial_after(
     """
     end, following = b"", None
     for token in map(int, reversed(told)):
-        if vocabulary.newest(NO_TOKEN, token) == NO_TOKEN:
+        if vocabulary.newest(SOME_TOKEN, token) == SOME_TOKEN:
             continue
         if following is not None:
             end = vocabulary.piece(token, following) + end

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from unrolled_server.types import Checkpoint, Delta, Ending, Prefix, Sampling, Tokens
+from unrolled_server.types import Delta, Ending, Past, Prefix, Sampling, Tokens
 
 
 def _forget(_: Prefix) -> None:
@@ -35,7 +35,7 @@ class Recall:
 class Task:
     """What the engine is to do: tell `told`, then draw `max_tokens`."""
 
-    start: Checkpoint
+    start: Past
     told: Tokens
     max_tokens: int
     sampling: Sampling

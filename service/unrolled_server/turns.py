@@ -22,9 +22,9 @@ from unrolled_server.store import Claim
 from unrolled_server.tasks import Draft, LongText, TurnLimits
 from unrolled_server.turn import Task
 from unrolled_server.turn_times import TurnWatcher
-from unrolled_server.types import Checkpoint, TurnRequest
+from unrolled_server.types import Past, TurnRequest
 
-FRESH = Checkpoint(None, None, 0)
+FRESH = Past(None, None, 0)
 
 
 class Turns:
@@ -102,7 +102,7 @@ class Turns:
         """The task, and what it is of. Raises LongText."""
         model, session = await self._resolve(draft)
         self._check_room(model)
-        start = FRESH if session is None else self.sessions.memory.checkpoint(session)
+        start = FRESH if session is None else self.sessions.memory.past(session)
         return model, session, draft.task(model, session, start, self.prefixes)
 
     async def _encode(self, draft: Draft, long: LongText) -> None:
@@ -128,7 +128,7 @@ class Turns:
             check_model(request.model, session.model)
             self._check_room(session.model)
             self._check_unanswered(request, session)
-            draft.check(session.model, self.sessions.memory.checkpoint(session))
+            draft.check(session.model, self.sessions.memory.past(session))
 
         claim = None if request.reads_only else Claim(request.expected_position)
         session = await self._session(request, claim, check)

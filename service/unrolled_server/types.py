@@ -96,7 +96,7 @@ class TurnRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Past:
     """Where a sequence stands: everything that the next turn starts from."""
 
     state: Floats | None
@@ -122,11 +122,11 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a session can be taken back to, as callers see it."""
+class CheckpointView:
+    """A checkpoint as callers see it."""
 
     id: str
-    """The checkpoint's; empty: the place before the last turn."""
+    """Empty: that before the last turn."""
     position: int
 
 
@@ -161,7 +161,8 @@ class Ending:
     matched_stop: str
     told: int
     drawn: int
-    checkpoint: Checkpoint
+    past: Past
+    """Where the sequence stands now."""
     cached: int = 0
     """Of the told tokens, those that were not run."""
 
@@ -198,6 +199,6 @@ class SessionView:
     """Seconds since the epoch; None: never."""
     undo: bool = False
     """Whether it keeps where it stood before its last turn."""
-    places: tuple[Place, ...] = ()
+    checkpoints: tuple[CheckpointView, ...] = ()
     latest: float | None = None
     """When it ends however it is used, in seconds since the epoch; None: use keeps it."""

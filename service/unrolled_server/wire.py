@@ -59,7 +59,7 @@ def complete_turn(
         top_k=_at_least("top_k", message.top_k),
         top_p=_share("top_p", _optional(message, "top_p", 1.0), zero_allowed=False),
         min_p=_share("min_p", message.min_p, zero_allowed=True),
-        seed=message.seed if message.HasField("seed") else None,
+        seed=seed(message),
         stop=_stops(message.stop),
         logprobs=_logprobs(message),
         expected_position=expected_position(message),
@@ -70,13 +70,11 @@ def complete_turn(
 
 def score_turn(message: completion_pb2.ScoreRequest) -> TurnRequest:
     """The turn, which changes nothing, that a ScoreRequest asks for. Raises InvalidField."""
-    field = message.WhichOneof("input")
-    if field is None:
-        raise InvalidField("text", "text or tokens are needed")
+    field, tell = _needed_input(message)
     return TurnRequest(
         model=message.model,
         session=message.session,
-        tell=message.text if field == "text" else message.tokens.ids,
+        tell=tell,
         field=field,
         max_tokens=0,
         logprobs=_logprobs(message) or 0,
@@ -92,13 +90,11 @@ def feed_turn(
     """The turn of a feed or score command. Raises InvalidField, NotImplementedYet."""
     if message.HasField("logprobs") and not scores:
         raise NotImplementedYet("logprobs")
-    field = message.WhichOneof("input")
-    if field is None:
-        raise InvalidField("text", "text or tokens are needed")
+    field, tell = _needed_input(message)
     return TurnRequest(
         model="",
         session=session,
-        tell=message.text if field == "text" else message.tokens.ids,
+        tell=tell,
         field=field,
         max_tokens=0,
         logprobs=(_logprobs(message) or 0) if scores else None,
@@ -107,6 +103,16 @@ def feed_turn(
         scores=scores,
         in_one_message=scores and message.HasField("logprobs"),
     )
+
+
+def _needed_input(
+    message: completion_pb2.ScoreRequest | completion_pb2.ConverseRequest.Feed,
+) -> tuple[str, str | Sequence[int]]:
+    """The field that says what is told, and what that is. Raises InvalidField."""
+    field = message.WhichOneof("input")
+    if field is None:
+        raise InvalidField("text", "text or tokens are needed")
+    return field, message.text if field == "text" else message.tokens.ids
 
 
 def delta_message(delta: Delta, vocabulary: Vocabulary) -> completion_pb2.Delta:
@@ -153,7 +159,7 @@ def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
     return completion_pb2.Outcome(
         finish_reason=f"FINISH_REASON_{ending.reason.value}",
         matched_stop=ending.matched_stop,
-        position=ending.checkpoint.position,
+        position=ending.past.position,
         usage=completion_pb2.Usage(
             prompt_tokens=ending.told, completion_tokens=ending.drawn, cached_tokens=ending.cached
         ),
@@ -169,7 +175,7 @@ def outcome_message(outcome: Outcome) -> completion_pb2.Outcome:
 def session_message(session: SessionView) -> session_pb2.Session:
     """A session as it is sent."""
     expires = session.expires
-    before = {place.id: place.position for place in session.places}
+    before = {each.id: each.position for each in session.checkpoints}
     undo_position = before.pop(LAST_TURN, None)
     return session_pb2.Session(
         name=session.name,
@@ -233,6 +239,16 @@ NewSession: TypeAlias = (
     | completion_pb2.ConverseRequest.Open
 )
 """Asks for one, with a life of its own."""
+
+
+def seed(
+    message: completion_pb2.CompleteRequest
+    | session_pb2.CreateSessionRequest
+    | session_pb2.ForkSessionRequest
+    | completion_pb2.ConverseRequest.Open,
+) -> int | None:
+    """What draws begin with; None: the message leaves it open."""
+    return message.seed if message.HasField("seed") else None
 
 
 def idle_ttl(message: NewSession) -> float | None:

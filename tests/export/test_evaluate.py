@@ -21,6 +21,7 @@ from hypothesis import example, given, settings
 from support.checkpoints import Arrays, convert, letters, read_manifest, save, state_dict
 from support.networks import expected_logprobs, network, some_tokens
 from support.tokenizers_ import LINES, SENTENCEPIECE, TOKENIZERS, sentencepiece_model, tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import nn
 from unrolled.fingerprint import fingerprint
 from unrolled.v1 import model_pb2
@@ -33,7 +34,7 @@ from unrolled_export.evaluation import evaluate
 from unrolled_export.network import Cell
 from unrolled_export.precision import Precision
 from unrolled_export.reference import initial_states
-from unrolled_server.vocabulary import Vocabulary
+from unrolled_server.vocabulary import UnknownSymbol, Vocabulary
 from unrolled_server.vocabulary_loader import load_vocabulary
 
 Capture = pytest.CaptureFixture[str]
@@ -326,6 +327,60 @@ def test_pieces_are_those_of_the_server(
     check()
 
 
+def without_unknown() -> dict[str, tuple[model_pb2.Vocabulary, Mapping[str, bytes]]]:
+    """Vocabularies of every kind that can lack a part of a text."""
+    found: dict[str, tuple[model_pb2.Vocabulary, Mapping[str, bytes]]] = {}
+    for name in LISTED:
+        message = vocabulary(name)
+        message.ClearField("unknown_token")
+        found[name] = message, {}
+    for name, made in (("letters", letters_only()), ("whole words", words_only())):
+        message = KINDS(kind="KIND_TOKENIZER", size=made.get_vocab_size())
+        found[name] = message, {"tokenizer.json": made.to_str().encode()}
+    return found
+
+
+def letters_only() -> Tokenizer:
+    """Leaves characters out that it lacks."""
+    made = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "▁": 3}, [("a", "b")]))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    return made
+
+
+def words_only() -> Tokenizer:
+    """Refuses words that it lacks."""
+    made = Tokenizer(models.WordLevel({"ab": 0, "ba": 1}, unk_token="absent"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return made
+
+
+@pytest.mark.parametrize("name", without_unknown())
+def test_what_the_server_refuses_is_refused_there(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("texts") / "text.txt"
+    message, files = without_unknown()[name]
+    server = server_vocabulary(message, files)
+    refused = []
+
+    @settings(max_examples=80)
+    @given(text=st.text(st.sampled_from("abcß\n 漢"), max_size=40), part=st.integers(1, 12))
+    @example(text="ab ba ab ba cab", part=4)
+    @example(text="the cat\néa", part=5)
+    def check(text: str, part: int) -> None:
+        try:
+            expected = server.encode(text).tolist()
+        except UnknownSymbol as error:
+            refused.append(text)
+            with pytest.raises(TextError, match=rf" at character {error.offset} is not in the voc"):
+                parts_of(path, text, part, message, files)
+            return
+        assert parts_of(path, text, part, message, files)[0] == expected
+
+    check()
+    assert refused or name == "bytes"
+
+
 @pytest.mark.parametrize("name", ["byte-level", "unigram", "bpe"])
 @pytest.mark.parametrize("ending", [" ", "\n", ""])
 def test_long_texts_of_pieces(name: str, ending: str, tmp_path: Path) -> None:
@@ -379,14 +434,8 @@ def test_a_character_that_a_tokenizer_leaves_out(
 ) -> None:
     monkeypatch.setattr(encoding, "PART", part)
     monkeypatch.setattr(encoding, "CONTEXT", 5)
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     (tmp_path / "text.txt").write_text("ab ba ab ba ab ba cab")
-    letters_only = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "▁": 3}, [("a", "b")]))
-    letters_only.pre_tokenizer = pre_tokenizers.Metaspace()
-    words_only = Tokenizer(models.WordLevel({"ab": 0, "ba": 1}, unk_token="absent"))
-    words_only.pre_tokenizer = pre_tokenizers.Whitespace()
-    for made in (letters_only, words_only):
+    for made in (letters_only(), words_only()):
         message = KINDS(kind="KIND_TOKENIZER", size=made.get_vocab_size())
         files = {"tokenizer.json": made.to_str().encode()}
         with pytest.raises(TextError, match=r"text.txt: 'c' at character 18 is not in the voc"):
@@ -394,8 +443,6 @@ def test_a_character_that_a_tokenizer_leaves_out(
 
 
 def test_a_character_that_only_an_added_token_has(tmp_path: Path) -> None:
-    from tokenizers import AddedToken, Tokenizer, models
-
     made = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     made.add_special_tokens([AddedToken("<|end|>", special=True)])
     message = KINDS(kind="KIND_TOKENIZER", size=made.get_vocab_size())

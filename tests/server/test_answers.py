@@ -11,12 +11,12 @@ from unrolled.v1.completion_pb2 import Delta
 from unrolled_server.answers import Answer, find, with_answer
 from unrolled_server.errors import RequestIdReused
 from unrolled_server.recording import Recording
-from unrolled_server.types import Checkpoint, Ending, FinishReason, Outcome, RequestKey
+from unrolled_server.types import Ending, FinishReason, Outcome, Past, RequestKey
 
 LIMIT = 65536
 """Bytes that the contract lets a session's answers have together."""
 
-OUTCOME = Outcome(Ending(FinishReason.LENGTH, "", 0, 1, Checkpoint(None, 0, 1)), "s", "m/1", 0)
+OUTCOME = Outcome(Ending(FinishReason.LENGTH, "", 0, 1, Past(None, 0, 1)), "s", "m/1", 0)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from unrolled_server.listed_vocabularies import GroupVocabulary
 from unrolled_server.row import Row
 from unrolled_server.stats import EngineStats
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import Checkpoint, Sampling
+from unrolled_server.types import Past, Sampling
 
 VOCABULARY = GroupVocabulary([b"a", b"hello", b" wor", b"ld", b"!"], None, [], None)
 
 
 async def test_text_that_leaves_before_its_token_is_not_the_first_token() -> None:
-    start = Checkpoint(None, 0, 5)
+    start = Past(None, 0, 5)
     stops = ("lo!",)
     task = Task(start, np.zeros(0, np.int32), 10, Sampling(1), stops, None, False, True)
     turn = Turn(task, created=0.5)

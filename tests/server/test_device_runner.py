@@ -20,20 +20,20 @@ from support.calls import SECONDS
 from support.models import CHARACTERS, RECIPES, TorchModel, build, export
 from support.oracle import Draw, LoneRun, LoneSequence, State, uniform
 from unrolled_server import opening
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.device_memory import Binding, Block, load_libraries, open_session
 from unrolled_server.device_runner import FILTERS, GRAPHS, STEP, DeviceConfig, DeviceRunner
 from unrolled_server.lane import Lane
-from unrolled_server.opening import open_runners
-from unrolled_server.runner import DeviceError, Runner, RunnerConfig, RunnerError, StateSpec
-from unrolled_server.running import AnyRunner
+from unrolled_server.opening import RunnerConfig, open_runners
+from unrolled_server.runner import Runner
+from unrolled_server.running import AnyRunner, DeviceError, RunnerError, StateSpec
 from unrolled_server.turn import Recall, Task, Turn
 from unrolled_server.types import (
     MAX_STEPS,
-    Checkpoint,
     Delta,
     Ending,
     Floats,
+    Past,
     Prefix,
     Sampling,
     Tokens,
@@ -262,7 +262,7 @@ def started(exported: Exported, engines: list[Lane], *, wants_logprobs: bool) ->
     runner = exported.runner()
     runner.wants_logprobs[...] = wants_logprobs
     loop = asyncio.get_running_loop()
-    engine = Lane("device", runner, vocabulary, ROWS, Delivery(), loop)
+    engine = Lane("device", runner, vocabulary, Flushing(), loop)
     engines.append(engine)
     engine.start()
     return engine
@@ -270,7 +270,7 @@ def started(exported: Exported, engines: list[Lane], *, wants_logprobs: bool) ->
 
 def turn(seed: int, draws: int, *, stop: tuple[str, ...] = (), logprobs: int | None = None) -> Turn:
     told = np.array([seed % SIZE, 7, 3], np.int32)
-    start, sampling = Checkpoint(None, None, 0), Sampling(seed)
+    start, sampling = Past(None, None, 0), Sampling(seed)
     return Turn(Task(start, told, draws, sampling, stop, logprobs, False, False))
 
 
@@ -318,7 +318,7 @@ async def test_turns_are_those_of_a_lone_run(
         state = run.start()
         for token in [*sequence.tokens, *expected][:-1]:
             state = run.feed(state, token).state
-        found = ending.checkpoint.state
+        found = ending.past.state
         assert found is not None
         flat = np.concatenate([value[0] for value in state.values()])
         np.testing.assert_allclose(found, flat, rtol=0, atol=1e-5)
@@ -359,7 +359,7 @@ async def test_states_on_the_way_are_handed_out_and_started_from(
 
 
 def telling(told: Tokens, recall: Recall, seed: int = 0) -> Turn:
-    start, sampling = Checkpoint(None, None, 0), Sampling(seed)
+    start, sampling = Past(None, None, 0), Sampling(seed)
     return Turn(Task(start, told, 9, sampling, (), None, False, False, recall))
 
 
@@ -407,6 +407,19 @@ def test_cuda_without_its_graphs_says_how_they_are_made(
     with pytest.raises(RunnerError, match=r"device\.onnx.*export the model with --device cuda"):
         opened(exported, "cuda", files=("engine.onnx",))
     assert opened(exported, "auto", files=("engine.onnx",)).device == "cpu"
+
+
+@pytest.mark.parametrize(("rows", "shares"), [(31, [31]), (33, [17, 16]), (62, [21, 21, 20])])
+def test_lanes_share_all_rows_there_are_to_be(
+    exported: Exported, rows: int, shares: list[int]
+) -> None:
+    config = RunnerConfig("cpu", 3)
+    runners = open_runners(exported.folder, (), exported.specs, SIZE, rows, config, halves=False)
+    assert [runner.rows for runner in runners] == shares
+    for runner, share in zip(runners, shares, strict=True):
+        runner.told(share, 1).fill(5)
+        tokens, _ = runner.run(share, 1)
+        assert tokens.tolist() == [[5] * share]
 
 
 @pytest.fixture

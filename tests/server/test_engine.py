@@ -15,21 +15,22 @@ from support.networks import Weights
 from support.oracle import Draw, LoneRun, LoneSequence
 from unrolled_export.network import Cell, Layer, Network
 from unrolled_export.step_graph import step_graph
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.row import Row
-from unrolled_server.runner import Runner, StateSpec
+from unrolled_server.runner import Runner
+from unrolled_server.running import StateSpec
 from unrolled_server.scheduler import FULL, MAX_UNREAD, Pace
 from unrolled_server.telling import COMPANY, LEAST_TOLD, OTHERS
 from unrolled_server.turn import EngineFailure, Task, Turn
 from unrolled_server.types import (
     MAX_STEPS,
     PROMPT_STEPS,
-    Checkpoint,
     Delta,
     Ending,
     Floats,
+    Past,
     Places,
     Sampling,
     Tokens,
@@ -38,7 +39,7 @@ from unrolled_server.vocabulary import CharacterVocabulary
 
 ROWS = 4
 MANY = OTHERS + COMPANY + 1
-"""Rows that a runner has room for."""
+"""Rows among which some are told apart from the others."""
 
 
 class UnsteadyRunner(Runner):
@@ -66,14 +67,14 @@ def runner(repository: Repository) -> UnsteadyRunner:
     states = json.loads((folder / "manifest.json").read_text())["states"]
     specs = tuple(StateSpec(s["input"], s["output"], int(s["shape"][0])) for s in states)
     graph = folder / "engine.onnx"
-    return UnsteadyRunner(graph, specs, len(CHARACTERS), MANY, prompt=folder / "prompt.onnx")
+    return UnsteadyRunner(graph, specs, len(CHARACTERS), ROWS, prompt=folder / "prompt.onnx")
 
 
 @pytest.fixture
 async def engine(runner: UnsteadyRunner) -> AsyncIterator[Lane]:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     loop = asyncio.get_running_loop()
-    engine = Lane("lstm", runner, vocabulary, ROWS, Delivery(), loop)
+    engine = Lane("lstm", runner, vocabulary, Flushing(), loop)
     engine.start()
     yield engine
     engine.close()
@@ -81,7 +82,7 @@ async def engine(runner: UnsteadyRunner) -> AsyncIterator[Lane]:
 
 def turn(seed: int, draws: int) -> Turn:
     told = np.array([seed % 50, 7, 3], np.int32)
-    task = Task(Checkpoint(None, None, 0), told, draws, Sampling(seed), (), None, False, False)
+    task = Task(Past(None, None, 0), told, draws, Sampling(seed), (), None, False, False)
     return Turn(task)
 
 
@@ -115,9 +116,7 @@ async def test_a_prompt_alone_is_told_in_few_runs(
     engine: Lane, runner: UnsteadyRunner, repository: Repository
 ) -> None:
     told = np.random.default_rng(1).integers(0, len(CHARACTERS), 3 * PROMPT_STEPS + 5)
-    task = Task(
-        Checkpoint(None, None, 0), told.astype(np.int32), 9, Sampling(7), (), None, False, False
-    )
+    task = Task(Past(None, None, 0), told.astype(np.int32), 9, Sampling(7), (), None, False, False)
     lone = LoneSequence(LoneRun(repository.path / "lstm" / "1"), 7, None)
     for token in told.tolist():
         lone.tell(token)
@@ -128,8 +127,8 @@ async def test_a_prompt_alone_is_told_in_few_runs(
     assert runner.tellings >= 3
     assert runner.runs < 3 * MAX_STEPS
     states = np.concatenate([value[0] for value in lone._before.values()])
-    assert ending.checkpoint.state is not None
-    assert ending.checkpoint.state.tobytes() == states.tobytes()
+    assert ending.past.state is not None
+    assert ending.past.state.tobytes() == states.tobytes()
 
 
 class Clock:
@@ -154,9 +153,9 @@ async def test_a_slow_run_makes_the_next_shorter_and_no_more(runner: UnsteadyRun
             super().tell(told, places)
 
     runner.__class__ = Slow
-    lane = Lane("lstm", runner, vocabulary, ROWS, Delivery(), asyncio.get_running_loop(), clock)
+    lane = Lane("lstm", runner, vocabulary, Flushing(), asyncio.get_running_loop(), clock)
     task = Task(
-        Checkpoint(None, None, 0),
+        Past(None, None, 0),
         np.zeros(400, np.int32),
         1,
         Sampling(1),
@@ -201,17 +200,18 @@ class Noting(UnsteadyRunner):
 
 @pytest.fixture
 def noting(runner: UnsteadyRunner) -> Noting:
-    runner.__class__ = Noting
-    assert isinstance(runner, Noting)
-    runner.clock, runner.noted = Clock(), []
-    return runner
+    noting = runner.another(MANY)
+    noting.__class__ = Noting
+    assert isinstance(noting, Noting)
+    noting.clock, noting.noted = Clock(), []
+    return noting
 
 
 def crowded(noting: Noting) -> Lane:
     """A lane that a test steps, with room for many."""
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     loop = asyncio.get_running_loop()
-    return Lane("lstm", noting, vocabulary, MANY, Delivery(), loop, noting.clock)
+    return Lane("lstm", noting, vocabulary, Flushing(), loop, noting.clock)
 
 
 def text_of(seed: int, tokens: int) -> Tokens:
@@ -220,7 +220,7 @@ def text_of(seed: int, tokens: int) -> Tokens:
 
 def prompted(seed: int, told: int, draws: int) -> Turn:
     sampling = Sampling(seed)
-    start = Checkpoint(None, None, 0)
+    start = Past(None, None, 0)
     return Turn(Task(start, text_of(seed, told), draws, sampling, (), None, False, False))
 
 
@@ -249,7 +249,7 @@ async def test_prompts_beside_many_that_draw_are_told_apart_half_of_the_time(
     while any(lane._batch.tell_left[: lane._batch.size] > LEAST_TOLD):
         lane.step()
     assert {told for told, _ in noting.noted} == {0, COMPANY}
-    ahead, run = 0.0, Delivery().seconds
+    ahead, run = 0.0, Flushing().seconds
     for told, seconds in noting.noted:
         ahead += seconds if told else -seconds
         assert abs(ahead) <= 2 * run
@@ -306,7 +306,7 @@ async def test_a_text_that_is_scored_is_not_told_apart(
     others = [turn(seed, 120) for seed in range(OTHERS)]
     prompts = [prompted(100 + seed, 60, 5) for seed in range(COMPANY)]
     text = text_of(7, 60)
-    start = Checkpoint(None, None, 0)
+    start = Past(None, None, 0)
     scored = Turn(Task(start, text, 0, Sampling(7), (), 0, scores=True, keeps_partial=False))
     for each in (*others, *prompts, scored):
         lane.submit(each)
@@ -347,8 +347,8 @@ async def test_a_run_that_only_tells_fails_nobody_else(
 
 async def test_the_first_run_that_only_tells_is_short(noting: Noting) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    at_once, loop = Delivery(seconds=0.0), asyncio.get_running_loop()
-    lane = Lane("lstm", noting, vocabulary, MANY, at_once, loop, noting.clock)
+    at_once, loop = Flushing(seconds=0.0), asyncio.get_running_loop()
+    lane = Lane("lstm", noting, vocabulary, at_once, loop, noting.clock)
     lane.submit(prompted(1, 200, 1))
     lane.step()
     assert noting.noted == [(1, LEAST_TOLD * noting.step_seconds)]
@@ -408,8 +408,8 @@ async def test_tokens_that_are_rarely_delivered_arrive_all(
     runner: UnsteadyRunner, repository: Repository
 ) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, rarely = asyncio.get_running_loop(), Delivery(tokens=10**9, seconds=1e9)
-    engine = Lane("lstm", runner, vocabulary, ROWS, rarely, loop)
+    loop, rarely = asyncio.get_running_loop(), Flushing(tokens=10**9, seconds=1e9)
+    engine = Lane("lstm", runner, vocabulary, rarely, loop)
     engine.start()
     each = turn(5, 3 * MAX_UNREAD)
     engine.submit(each)
@@ -432,8 +432,8 @@ async def test_wide_messages_are_taken_whole_and_park_nobody_who_reads(
     monkeypatch.setattr(Row, "take", noting)
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
     # Ends inside a run, at more than a reader may be behind.
-    wide = Delivery(tokens=MAX_UNREAD + 1, seconds=1e9)
-    lane = Lane("lstm", runner, vocabulary, ROWS, wide, asyncio.get_running_loop())
+    wide = Flushing(tokens=MAX_UNREAD + 1, seconds=1e9)
+    lane = Lane("lstm", runner, vocabulary, wide, asyncio.get_running_loop())
     drawing = turn(5, 3 * MAX_UNREAD)
     lane.submit(drawing)
     reader = asyncio.create_task(finish(drawing))
@@ -450,8 +450,8 @@ async def test_lanes_share_the_work_and_no_row(
     repository: Repository, runner: UnsteadyRunner
 ) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, runners = asyncio.get_running_loop(), [runner, runner.another()]
-    engine = Engine([Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners])
+    loop, runners = asyncio.get_running_loop(), [runner, runner.another(ROWS)]
+    engine = Engine([Lane("lstm", each, vocabulary, Flushing(), loop) for each in runners])
     turns = [turn(seed, 5 + seed % 11) for seed in range(FULL + 3)]
     for each in turns:
         engine.submit(each)
@@ -466,8 +466,8 @@ async def test_lanes_share_the_work_and_no_row(
 
 async def test_few_turns_stay_in_one_lane(runner: UnsteadyRunner) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, runners = asyncio.get_running_loop(), (runner, runner.another())
-    lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners]
+    loop, runners = asyncio.get_running_loop(), (runner, runner.another(ROWS))
+    lanes = [Lane("lstm", each, vocabulary, Flushing(), loop) for each in runners]
     engine = Engine(lanes)
     for seed in range(ROWS):
         engine.submit(turn(seed, 5))
@@ -478,8 +478,8 @@ async def test_turns_that_wait_in_one_lane_run_in_another_that_has_a_place(
     repository: Repository, runner: UnsteadyRunner
 ) -> None:
     vocabulary = CharacterVocabulary([c.encode() for c in CHARACTERS], None, (), None)
-    loop, runners = asyncio.get_running_loop(), [runner, runner.another()]
-    lanes = [Lane("lstm", each, vocabulary, ROWS, Delivery(), loop) for each in runners]
+    loop, runners = asyncio.get_running_loop(), [runner, runner.another(ROWS)]
+    lanes = [Lane("lstm", each, vocabulary, Flushing(), loop) for each in runners]
     engine = Engine(lanes)
     engine.start()
     endless = [turn(seed, 10**9) for seed in range(ROWS)]
@@ -506,7 +506,7 @@ async def test_turns_that_wait_in_one_lane_run_in_another_that_has_a_place(
     ("rows", "seconds"), [(1, 0.02), (10, 0.02), (11, 0.022), (64, 0.128), (256, 0.512)]
 )
 def test_many_rows_send_their_messages_less_often(rows: int, seconds: float) -> None:
-    assert Delivery().interval(rows) == pytest.approx(seconds)
+    assert Flushing().interval(rows) == pytest.approx(seconds)
 
 
 def test_a_run_takes_no_longer_than_a_message_may_wait() -> None:
@@ -525,11 +525,11 @@ async def test_a_state_that_overflows_fails_its_own_turn_alone(tmp_path: Path) -
     graph, states, overflowing = relu_network(tmp_path)
     runner = Runner(graph, states, LETTERS, ROWS)
     vocabulary = CharacterVocabulary([bytes([97 + n]) for n in range(LETTERS)], None, (), None)
-    lane = Lane("relu", runner, vocabulary, ROWS, Delivery(), asyncio.get_running_loop())
+    lane = Lane("relu", runner, vocabulary, Flushing(), asyncio.get_running_loop())
 
     def drawing(told: list[int], sampling: Sampling) -> Turn:
         tokens = np.array(told, np.int32)
-        return Turn(Task(Checkpoint(None, None, 0), tokens, 40, sampling, (), None, False, False))
+        return Turn(Task(Past(None, None, 0), tokens, 40, sampling, (), None, False, False))
 
     for greedy in (True, False):
         # Neither of them draws the token that makes states grow.

@@ -7,16 +7,16 @@ from math import inf
 
 import numpy as np
 from unrolled_server import checkpoints, session_record, snapshot_layout
-from unrolled_server.checkpoints import LAST_TURN, Mark, Marks
+from unrolled_server.checkpoints import LAST_TURN, Checkpoint, Checkpoints
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.snapshot_layout import Snapshot
-from unrolled_server.types import Checkpoint, Place
+from unrolled_server.types import CheckpointView, Past
 
-START = Checkpoint(None, None, 0)
-PAST = Checkpoint(np.array([0.5, -2.0], np.float32), 7, 1000, b"\xc3", 3)
+START = Past(None, None, 0)
+PAST = Past(np.array([0.5, -2.0], np.float32), 7, 1000, b"\xc3", 3)
 SEED = 2**63 + 1
 
-MARKS = bytes.fromhex(
+CHECKPOINTS = bytes.fromhex(
     "0100000000000002000000000000000000000000000000ffffffffffffffff0401080000"
     "000300000000000000e803000000000000070000000300000068657265c30000003f0000"
     "00c0"
@@ -32,7 +32,7 @@ FACTS = bytes.fromhex(
 BODY = (
     bytes.fromhex("07000000030000000100070000004a000000c3")
     + b"answers"
-    + MARKS
+    + CHECKPOINTS
     + bytes.fromhex("0000003f000000c0")
 )
 SNAPSHOT = bytes.fromhex(
@@ -42,19 +42,18 @@ SNAPSHOT = bytes.fromhex(
 )
 
 
-def same(found: Checkpoint, expected: Checkpoint) -> bool:
+def same(found: Past, expected: Past) -> bool:
     """Whether two agree to the last bit."""
     states = [None if past.state is None else past.state.tolist() for past in (found, expected)]
     return states[0] == states[1] and replace(found, state=None) == replace(expected, state=None)
 
 
-def test_marks() -> None:
-    assert checkpoints.encode(Marks(True, (Mark(LAST_TURN, 2, START), Mark("here", 3, PAST)))) == (
-        MARKS
-    )
-    marks = checkpoints.decode(MARKS)
-    assert marks.undo
-    (last, here) = marks.all
+def test_checkpoints() -> None:
+    both = Checkpoint(LAST_TURN, 2, START), Checkpoint("here", 3, PAST)
+    assert checkpoints.encode(Checkpoints(True, both)) == CHECKPOINTS
+    kept = checkpoints.decode(CHECKPOINTS)
+    assert kept.undo
+    (last, here) = kept.all
     assert (last.id, last.era, here.id, here.era) == (LAST_TURN, 2, "here", 3)
     assert same(last.past, START)
     assert same(here.past, PAST)
@@ -75,10 +74,10 @@ def test_a_record() -> None:
         used=1700000001.5,
         idle_ttl=60.0,
         undo=True,
-        places=(Place(LAST_TURN, 0), Place("here", 1000)),
+        checkpoints=(CheckpointView(LAST_TURN, 0), CheckpointView("here", 1000)),
         latest=1700000500.0,
     )
-    record = SessionRecord(facts, PAST, b"answers", MARKS)
+    record = SessionRecord(facts, PAST, b"answers", CHECKPOINTS)
     assert session_record.encode(record) == (FACTS, BODY)
     found = session_record.decode(FACTS, BODY)
     assert same(found.past, PAST)
@@ -87,7 +86,7 @@ def test_a_record() -> None:
 
 def test_a_record_of_the_beginning() -> None:
     body = bytes.fromhex("ffffffffffffffff00000000000000000000")
-    facts = replace(session_record.decode_facts(FACTS), position=0, undo=False, places=())
+    facts = replace(session_record.decode_facts(FACTS), position=0, undo=False, checkpoints=())
     known, encoded = session_record.encode(SessionRecord(facts, START, b""))
     assert encoded == body
     assert same(session_record.decode(known, body).past, START)

@@ -28,16 +28,16 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.session_names import session_name
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.sessions import Sessions
-from unrolled_server.shared_sessions import SharedSessions
+from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.store import Claim, Sight, StoreStats, Version
 from unrolled_server.tasks import TurnLimits
 from unrolled_server.turn import Task, Turn
 from unrolled_server.turns import Turns
 from unrolled_server.types import (
-    Checkpoint,
     Durability,
     Ending,
     FinishReason,
+    Past,
     Tokens,
     TurnRequest,
 )
@@ -87,9 +87,7 @@ class Engine:
         task, told = turn.task, len(turn.task.told)
         self.tasks.append(task)
         newest = int(task.told[-1]) if told else task.start.pending
-        end = Checkpoint(
-            np.zeros(4, np.float32), newest, task.start.position + told, previous=newest
-        )
+        end = Past(np.zeros(4, np.float32), newest, task.start.position + told, previous=newest)
         turn.receive(Ending(FinishReason.LENGTH, "", told, 0, end))
 
 
@@ -105,7 +103,7 @@ class House:
         self.sessions = SessionKeeper(Sessions(ROOM, 3600.0))
         if store is not None:
             memory = CachedSessions(ROOM, 3600.0)
-            self.sessions = SharedSessions(memory, models, cast("Any", store))
+            self.sessions = SharedKeeper(memory, models, cast("Any", store))
         self.memory = self.sessions.memory
         limits = TurnLimits(100, 2 * LONG, room)
         self.turns = Turns(models, self.sessions, limits, PrefixCache(0))
@@ -116,7 +114,7 @@ class House:
         async with await self.turns.begin(request) as turn:
             async for _ in turn:
                 pass
-        return turn.outcome.ending.checkpoint.position
+        return turn.outcome.ending.past.position
 
     async def refused(self, session: str, text: str) -> ServerError:
         with pytest.raises(ServerError) as caught:
@@ -224,7 +222,7 @@ class Store:
     def __init__(self) -> None:
         self.stats = StoreStats()
         self.session = session_name(0, bytes(range(16)))
-        self.past = Checkpoint(np.zeros(4, np.float32), 1, 3, previous=1)
+        self.past = Past(np.zeros(4, np.float32), 1, 3, previous=1)
         self.looks: list[str] = []
 
     async def look(

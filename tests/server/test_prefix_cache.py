@@ -17,7 +17,7 @@ from unrolled_server.prefix_cache import BLOCK, ENTRY_BYTES, SHARE, PrefixCache,
 from unrolled_server.row import Row
 from unrolled_server.tenants import tenant
 from unrolled_server.turn import Recall, Task, Turn
-from unrolled_server.types import Checkpoint, Prefix, Sampling, Tokens
+from unrolled_server.types import Past, Prefix, Sampling, Tokens
 from unrolled_server.vocabulary import CharacterVocabulary
 
 STATE = 30
@@ -195,7 +195,7 @@ def test_few_rows_at_a_time_end_runs_for_all_others() -> None:
     batch = Batch(20, vocabulary.size, vocabulary.end_tokens)
 
     def row(marks: tuple[int, ...]) -> Row:
-        told, start = np.zeros(100, np.int32), Checkpoint(None, None, 0)
+        told, start = np.zeros(100, np.int32), Past(None, None, 0)
         task = Task(start, told, 0, Sampling(0), (), None, False, False, Recall(marks=marks))
         return Row(Turn(task), vocabulary)
 

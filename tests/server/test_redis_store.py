@@ -29,7 +29,7 @@ from unrolled_server.session_names import ID_BYTES, name_of, session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord, encode
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import Claim, Store, StoreOpenError
-from unrolled_server.types import Checkpoint, Durability
+from unrolled_server.types import Durability, Past
 
 NOW = time.time()
 
@@ -38,7 +38,7 @@ def numbered(number: int, idle_ttl: float = 3600.0, floats: int = 4) -> SessionR
     """One session of many."""
     name = name_of(number.to_bytes(ID_BYTES))
     facts = SessionFacts(name, "default", "m/1", "ab" * 32, 1, 1, 7, 3, floats, NOW, NOW, idle_ttl)
-    past = Checkpoint(np.full(floats, number, np.float32), 1, 3, b"\xc3", 2)
+    past = Past(np.full(floats, number, np.float32), 1, 3, b"\xc3", 2)
     return SessionRecord(facts, past, b"answers")
 
 

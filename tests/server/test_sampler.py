@@ -22,7 +22,7 @@ from unrolled_server.batch import Batch
 from unrolled_server.row import Row
 from unrolled_server.sampler import stream, uniforms
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import MAX_STEPS, Checkpoint, Sampling
+from unrolled_server.types import MAX_STEPS, Past, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
 
 seeds = st.integers(0, MASK)
@@ -122,7 +122,7 @@ def joined(batch: Batch, seed: int, position: int, told: int) -> int:
     """Let a sequence join; returns the number of the first token that its steps end in."""
     pending = 0 if position else None
     task = Task(
-        start=Checkpoint(None, pending, position),
+        start=Past(None, pending, position),
         told=np.zeros(told, np.int32),
         max_tokens=10_000,
         sampling=Sampling(seed),

@@ -21,7 +21,7 @@ from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import InvalidField, SessionBusy, SessionNotFound, TooManySessions
 from unrolled_server.models import ServedModel
-from unrolled_server.places import Places
+from unrolled_server.number_pool import NumberPool
 from unrolled_server.records import ROWS, Records
 from unrolled_server.session import Session
 from unrolled_server.session_names import KEY_BYTES, row_and_key, session_id, session_name
@@ -30,7 +30,7 @@ from unrolled_server.sessions import Sessions
 from unrolled_server.standing import Standing
 from unrolled_server.states import SLAB_BYTES
 from unrolled_server.tenants import tenant
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 TTL = 10.0
@@ -78,7 +78,7 @@ class Known:
     latest: float
     created: float
     used: float
-    past: Checkpoint = field(default_factory=lambda: Checkpoint(None, None, 0))
+    past: Past = field(default_factory=lambda: Past(None, None, 0))
     held: bool = False
     told: int = 0
     """Times that its turn was told of its end."""
@@ -94,7 +94,7 @@ class Known:
 
 tokens = st.none() | st.integers(0, 2**31 - 1)
 checkpoints = st.builds(
-    Checkpoint,
+    Past,
     st.lists(st.floats(width=32, allow_nan=False), min_size=SIZE, max_size=SIZE).map(
         lambda numbers: np.array(numbers, np.float32)
     ),
@@ -205,7 +205,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(known.held for known in self.living().values()))
     @rule(data=st.data(), past=checkpoints)
-    def commit(self, data: st.DataObject, past: Checkpoint) -> None:
+    def commit(self, data: st.DataObject, past: Past) -> None:
         known = self.pick(data, held=True)
         advance(self.sessions, known.handle, past)
         known.past, known.used = past, self.clock.now
@@ -220,7 +220,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(not known.held for known in self.living().values()))
     @rule(data=st.data(), past=checkpoints)
-    def turn(self, data: st.DataObject, past: Checkpoint) -> None:
+    def turn(self, data: st.DataObject, past: Past) -> None:
         known = self.pick(data, held=False)
         self.sessions.hold(known.handle, lambda: None)
         advance(self.sessions, known.handle, past)
@@ -291,9 +291,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert session.expires == (None if known.ends == inf else known.ends)
             assert session.latest == (None if known.latest == inf else known.latest)
             assert session.position == known.past.position
-            self.check_past(self.sessions.checkpoint(session), known.past)
+            self.check_past(self.sessions.past(session), known.past)
 
-    def check_past(self, got: Checkpoint, wanted: Checkpoint) -> None:
+    def check_past(self, got: Past, wanted: Past) -> None:
         assert replace(got, state=None) == replace(wanted, state=None)
         assert (got.state is None) == (wanted.state is None)
         if got.state is not None and wanted.state is not None:
@@ -311,9 +311,9 @@ class StoreMachine(RuleBasedStateMachine):
             for act in (
                 lambda it: it.position,
                 lambda it: it.expires,
-                self.sessions.checkpoint,
+                self.sessions.past,
                 lambda it: self.sessions.hold(it, lambda: None),
-                lambda it: advance(self.sessions, it, Checkpoint(None, None, 0)),
+                lambda it: advance(self.sessions, it, Past(None, None, 0)),
             ):
                 with pytest.raises(SessionNotFound):
                     act(session)
@@ -403,7 +403,7 @@ def test_a_session_that_is_not_at_home_has_one_name_too(clock: Clock) -> None:
     name = session_name(0, key)
     now, fingerprint = clock(), "f" * 64
     facts = SessionFacts(name, tenant.get(), "a/1", fingerprint, 1, 1, 7, 3, SIZE, now, now, TTL)
-    session = store.admit(SessionRecord(facts, Checkpoint(None, None, 3), b""), MODELS[0])
+    session = store.admit(SessionRecord(facts, Past(None, None, 3), b""), MODELS[0])
     store.hold(session, lambda: pytest.fail("its turn was ended"))
     for row in (session.row, 7, 0xDEADBEEF):
         assert row != 0
@@ -440,11 +440,11 @@ def test_a_turn_of_a_deleted_session_leaves_the_next_one_in_its_row_alone(clock:
     new = store.create(MODELS[0])
     store.hold(new, lambda: None)
     with pytest.raises(SessionNotFound):
-        advance(store, old, Checkpoint(np.ones(SIZE, np.float32), 1, 1))
+        advance(store, old, Past(np.ones(SIZE, np.float32), 1, 1))
     store.release(old)
     with pytest.raises(SessionBusy):
         store.hold(new, lambda: None)
-    assert (new.position, store.checkpoint(new).state) == (0, None)
+    assert (new.position, store.past(new).state) == (0, None)
 
 
 # Pages
@@ -507,7 +507,7 @@ def test_a_busy_session_is_not_over_however_it_was_used(clock: Clock) -> None:
     for use in (
         store.touch,
         lambda session: store.fork(session.name, None),
-        lambda session: advance(store, session, Checkpoint(None, 0, 1)),
+        lambda session: advance(store, session, Past(None, 0, 1)),
     ):
         session = store.create(MODELS[0])
         store.hold(session, lambda: None)
@@ -524,12 +524,12 @@ def test_a_busy_session_is_not_over_however_it_was_used(clock: Clock) -> None:
 
 
 def test_numbers_that_came_back_go_out_first() -> None:
-    places = Places()
-    assert [places.take() for _ in range(4)] == [0, 1, 2, 3]
-    places.give_back(1)
-    places.give_back(3)
-    assert [places.take() for _ in range(3)] == [3, 1, 4]
-    assert places.end == 5
+    numbers = NumberPool()
+    assert [numbers.take() for _ in range(4)] == [0, 1, 2, 3]
+    numbers.give_back(1)
+    numbers.give_back(3)
+    assert [numbers.take() for _ in range(3)] == [3, 1, 4]
+    assert numbers.end == 5
 
 
 def test_rows_are_used_again_before_a_block_is_added() -> None:
@@ -568,7 +568,7 @@ def test_an_idle_session_takes_its_state_and_a_hundred_bytes(size: int, clock: C
         for _ in range(count):
             session = store.create(model)
             store.hold(session, lambda: None)
-            advance(store, session, Checkpoint(state, 1, 8))
+            advance(store, session, Past(state, 1, 8))
             store.release(session)
         return store
 
@@ -581,7 +581,7 @@ def test_sessions_that_come_and_go_take_no_more_than_those_there_are(clock: Cloc
     def generation() -> None:
         made = [store.create(model) for _ in range(100)]
         for session in made:
-            advance(store, session, Checkpoint(state, 1, 8, b"\xc3"))
+            advance(store, session, Past(state, 1, 8, b"\xc3"))
             store.delete(session.name)
 
     generation()
@@ -599,13 +599,13 @@ def test_sessions_that_come_and_go_take_no_more_than_those_there_are(clock: Cloc
 def test_a_session_has_nothing_of_the_one_before_it_in_its_row(clock: Clock) -> None:
     store = Sessions(1, TTL, clock)
     old = store.create(MODELS[0], undo=True)
-    advance(store, old, Checkpoint(np.ones(SIZE, np.float32), 1, 1))
-    store.move(old, store.standing(old).marked("a"))
-    assert [place.id for place in old.view.places] == ["", "a"]
+    advance(store, old, Past(np.ones(SIZE, np.float32), 1, 1))
+    store.move(old, store.standing(old).with_checkpoint("a"))
+    assert [place.id for place in old.view.checkpoints] == ["", "a"]
     store.delete(old.name)
     new = store.create(MODELS[0])
-    assert (new.view.undo, new.view.places) == (False, ())
-    assert store.standing(new) == Standing(new.name, Checkpoint(None, None, 0))
+    assert (new.view.undo, new.view.checkpoints) == (False, ())
+    assert store.standing(new) == Standing(new.name, Past(None, None, 0))
 
 
 def test_a_session_at_the_zero_state_holds_no_state(clock: Clock) -> None:
@@ -617,7 +617,7 @@ def test_a_session_at_the_zero_state_holds_no_state(clock: Clock) -> None:
 
     def go_and_come_back() -> None:
         for session in made:
-            advance(store, session, Checkpoint(np.ones(size, np.float32), 1, 1))
+            advance(store, session, Past(np.ones(size, np.float32), 1, 1))
             store.move(session, store.standing(session).rewound(LAST_TURN))
 
     assert traced(go_and_come_back) < 2 * 4 * size

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from unrolled.v1 import model_pb2
-from unrolled_server import stored_sessions
+from unrolled_server import stored_keeper
 from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.checkpoints import LAST_TURN
 from unrolled_server.errors import SessionBusy, SessionNotFound, StoreFull, StoreUnavailable
@@ -19,8 +19,8 @@ from unrolled_server.session import Session
 from unrolled_server.session_names import name_of, session_id
 from unrolled_server.session_record import SessionRecord, encode
 from unrolled_server.store import Receipt, StorePage, StoreStats
-from unrolled_server.stored_sessions import StoredSessions
-from unrolled_server.types import Checkpoint, Durability, Place
+from unrolled_server.stored_keeper import StoredKeeper
+from unrolled_server.types import CheckpointView, Durability, Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 TTL = 60.0
@@ -142,7 +142,7 @@ class House:
         self.store = DictStore()
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
         self.memory = CachedSessions(limit, TTL, self.clock)
-        self.sessions = StoredSessions(self.memory, models, self.store, self.clock)
+        self.sessions = StoredKeeper(self.memory, models, self.store, self.clock)
 
     async def advance(self, session: Session, position: int) -> None:
         """A turn."""
@@ -161,8 +161,8 @@ def house() -> House:
     return House()
 
 
-def at(position: int) -> Checkpoint:
-    return Checkpoint(np.full(4, position, np.float32), 0, position)
+def at(position: int) -> Past:
+    return Past(np.full(4, position, np.float32), 0, position)
 
 
 async def others_run() -> None:
@@ -328,7 +328,7 @@ async def test_what_the_store_had_no_room_for_is_not_asked_for_again(house: Hous
 async def test_sessions_that_are_too_many_to_be_ended_are_logged(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stored_sessions, "MAX_UNHEARD", 1)
+    monkeypatch.setattr(stored_keeper, "MAX_UNHEARD", 1)
     house.store.loses_answers = True
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
@@ -367,7 +367,7 @@ async def test_the_least_recently_used_leaves_and_comes_back(house: House) -> No
     assert two.has_ended
     back = await house.sessions.load(two.name)
     assert (back.name, back.position, back.used) == (two.name, 5, 1_000_001.0)
-    assert house.memory.checkpoint(back).state is not None
+    assert house.memory.past(back).state is not None
     # It is idle for longest again, but for as long as it is busy.
     house.memory.hold(back, lambda: None)
     await house.sessions.load(one.name)
@@ -490,22 +490,22 @@ async def test_records_say_which_is_the_newer_one(house: House) -> None:
     for position in (4, 9, 9):
         await house.advance(await house.sessions.load(name), position)
         await note()
-        await house.sessions.change(name, None, lambda standing: standing.marked("a"))
+        await house.sessions.change(name, None, lambda standing: standing.with_checkpoint("a"))
         await note()
-        await house.sessions.change(name, None, lambda standing: standing.marked("b"))
+        await house.sessions.change(name, None, lambda standing: standing.with_checkpoint("b"))
         await note()
         await house.sessions.change(name, None, lambda standing: standing.rewound(LAST_TURN))
         await note()
-        await house.sessions.change(name, None, lambda standing: standing.unmarked("a"))
+        await house.sessions.change(name, None, lambda standing: standing.without_checkpoint("a"))
         await note()
     assert versions == sorted(set(versions))
     view, _ = await house.sessions.change(name, 0, lambda standing: standing.rewound("b"))
-    assert (view.position, view.places) == (9, (Place("b", 9),))
+    assert (view.position, view.checkpoints) == (9, (CheckpointView("b", 9),))
 
 
 async def test_a_rewind_that_fails_leaves_all_as_it_was(house: House) -> None:
     session = await house.sessions.create(MODEL)
-    await house.sessions.change(session.name, None, lambda standing: standing.marked("a"))
+    await house.sessions.change(session.name, None, lambda standing: standing.with_checkpoint("a"))
     await house.advance(session, 3)
     house.store.shut()
     house.store.fails = True
@@ -513,18 +513,20 @@ async def test_a_rewind_that_fails_leaves_all_as_it_was(house: House) -> None:
     rewinding = asyncio.create_task(rewind)
     await others_run()
     with pytest.raises(SessionBusy):
-        await house.sessions.change(session.name, 3, lambda standing: standing.marked("b"))
+        await house.sessions.change(session.name, 3, lambda standing: standing.with_checkpoint("b"))
     house.store.open()
     with pytest.raises(StoreUnavailable):
         await rewinding
     house.store.fails = False
-    view, _ = await house.sessions.change(session.name, 3, lambda standing: standing.unmarked("a"))
-    assert (view.position, view.places) == (3, ())
+    view, _ = await house.sessions.change(
+        session.name, 3, lambda standing: standing.without_checkpoint("a")
+    )
+    assert (view.position, view.checkpoints) == (3, ())
 
 
 async def test_a_session_that_is_deleted_while_it_is_taken_back_stays_away(house: House) -> None:
     name = (await house.sessions.create(MODEL)).name
-    await house.sessions.change(name, None, lambda standing: standing.marked("a"))
+    await house.sessions.change(name, None, lambda standing: standing.with_checkpoint("a"))
     house.store.shut()
     deleting = asyncio.create_task(house.sessions.delete(name))
     await others_run()

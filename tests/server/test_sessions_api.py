@@ -31,7 +31,7 @@ from unrolled_server.errors import SessionBusy, SessionNotFound, TooManySessions
 from unrolled_server.models import ServedModel
 from unrolled_server.sessions import Sessions
 from unrolled_server.states import SLAB_BYTES, StateSlabs
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 if TYPE_CHECKING:
@@ -499,10 +499,10 @@ def served(name: str = "m", version: int = 1, size: int = 4) -> ServedModel:
 MODEL = served()
 
 
-def at(position: int) -> Checkpoint:
+def at(position: int) -> Past:
     """A place in a sequence, different for each position."""
     state = np.arange(4, dtype=np.float32) + 10 * position
-    return Checkpoint(state, position + 1, position, bytes([position]))
+    return Past(state, position + 1, position, bytes([position]))
 
 
 def end_nothing() -> None:
@@ -518,14 +518,12 @@ def living(sessions: Sessions, *made: server_session.Session) -> list[server_ses
     return found
 
 
-def expect_at(
-    sessions: Sessions, session: server_session.Session, expected: Checkpoint | None
-) -> None:
+def expect_at(sessions: Sessions, session: server_session.Session, expected: Past | None) -> None:
     """Where the session stands; None: at the start."""
-    got = sessions.checkpoint(session)
+    got = sessions.past(session)
     assert session.position == got.position
     if expected is None:
-        assert got == Checkpoint(None, None, 0)
+        assert got == Past(None, None, 0)
         return
     assert (got.pending, got.position) == (expected.pending, expected.position)
     assert got.partial == expected.partial
@@ -563,7 +561,7 @@ def test_a_commit_postpones_the_end_and_a_look_does_not(three: Sessions, clock: 
     created = clock.now
     clock.now += TTL - 1
     advance(three, used, at(1))
-    three.checkpoint(three.get(seen.name))
+    three.past(three.get(seen.name))
     clock.now += 1
     three.expire()
     assert (living(three, used, seen), three.count(MODEL)) == ([used], 1)
@@ -752,7 +750,7 @@ def test_an_expired_session_makes_room_behind_many_that_were_used(clock: Clock) 
     idle = sessions.create(MODEL)
     clock.now += TTL - 2
     for session in used:
-        advance(sessions, session, Checkpoint(None, 0, 1))
+        advance(sessions, session, Past(None, 0, 1))
     clock.now += 1
     assert living(sessions, idle) == [idle]
     clock.now += 1
@@ -820,13 +818,13 @@ def test_a_checkpoint_is_apart_from_the_session(three: Sessions) -> None:
     session = three.create(MODEL)
     given = at(1)
     advance(three, session, given)
-    taken = three.checkpoint(session)
+    taken = three.past(session)
     assert given.state is not None
     assert taken.state is not None
     given.state.fill(-1)
     taken.state.fill(-2)
     expect_at(three, session, at(1))
-    before = three.checkpoint(session)
+    before = three.past(session)
     advance(three, session, at(2))
     assert before.state is not None
     assert before.state.tolist() == [10.0, 11.0, 12.0, 13.0]

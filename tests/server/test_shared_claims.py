@@ -19,10 +19,10 @@ from unrolled_server.redis_store import RedisStore
 from unrolled_server.session import Session
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionRecord
-from unrolled_server.shared_sessions import SharedSessions
+from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.standing import Change
 from unrolled_server.store import Claim, Receipt, Sight, Version
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 VOCABULARY = CharacterVocabulary([b"a"], None, (), None)
@@ -64,7 +64,7 @@ class Server:
     def __init__(self, url: str) -> None:
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
         self.store = WatchedStore(url)
-        self.sessions = SharedSessions(CachedSessions(9, 3600.0), models, self.store)
+        self.sessions = SharedKeeper(CachedSessions(9, 3600.0), models, self.store)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def id_of(name: str) -> bytes:
     return id_
 
 
-def at(position: int) -> Checkpoint:
-    return Checkpoint(np.full(4, position, np.float32), 0, position)
+def at(position: int) -> Past:
+    return Past(np.full(4, position, np.float32), 0, position)
 
 
 @pytest.mark.parametrize("is_found", [True, False])
@@ -147,8 +147,8 @@ async def test_what_memory_allows_and_the_store_refuses_ends_no_turn(
     """One server rewinds to a checkpoint of its own, which another has deleted."""
     stale, other = pair
     name = (await stale.sessions.create(MODEL)).name
-    await changed(stale, name, lambda standing: standing.marked("x"))
-    await changed(other, name, lambda standing: standing.unmarked("x"))
+    await changed(stale, name, lambda standing: standing.with_checkpoint("x"))
+    await changed(other, name, lambda standing: standing.without_checkpoint("x"))
     session = await other.sessions.load(name, Claim())
     other.sessions.memory.hold(session, lambda: None)
     with pytest.raises(CheckpointNotFound):

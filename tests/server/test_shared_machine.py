@@ -29,9 +29,9 @@ from unrolled_server.errors import Fenced, ServerError, SessionBusy, SessionNotF
 from unrolled_server.models import Entry, Models, ServedModel
 from unrolled_server.redis_store import RedisStore
 from unrolled_server.session import Session
-from unrolled_server.shared_sessions import SharedSessions
+from unrolled_server.shared_keeper import SharedKeeper
 from unrolled_server.store import Claim
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 Value = TypeVar("Value")
@@ -50,7 +50,7 @@ class Turn:
         self.machine = machine
         self.server = server
         self.session = session
-        self.start = server.sessions.memory.checkpoint(session)
+        self.start = server.sessions.memory.past(session)
         self.lost: ServerError | None = None
         """Why its server gave it up, which may be long before its commit."""
         self.was_due: type[ServerError] | None = None
@@ -69,12 +69,12 @@ class Server:
     def __init__(self, url: str) -> None:
         models = Models([Entry(model_pb2.Model(name="m", version=1), MODEL)])
         self.store = RedisStore(url, timeout=30.0)
-        self.sessions = SharedSessions(CachedSessions(2, 3600.0), models, self.store)
+        self.sessions = SharedKeeper(CachedSessions(2, 3600.0), models, self.store)
 
 
-def content(number: int, position: int) -> Checkpoint:
+def content(number: int, position: int) -> Past:
     """What turn `number` of all leaves."""
-    return Checkpoint(np.full(4, number, np.float32), number, position)
+    return Past(np.full(4, number, np.float32), number, position)
 
 
 class SharedMachine(RuleBasedStateMachine):
@@ -86,7 +86,7 @@ class SharedMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.truth: dict[str, Checkpoint] = {}
+        self.truth: dict[str, Past] = {}
         """Sessions that have not been deleted."""
         self.owner: dict[str, Turn] = {}
         """The turn that claimed a session last."""
@@ -125,7 +125,7 @@ class SharedMachine(RuleBasedStateMachine):
     @rule(target=names, on=either)
     def create(self, on: int) -> str:
         name = self.run(self.servers[on].sessions.create(MODEL)).name
-        self.truth[name] = Checkpoint(None, None, 0)
+        self.truth[name] = Past(None, None, 0)
         return name
 
     @precondition(lambda self: len(self.truth) < FEW)
@@ -141,10 +141,10 @@ class SharedMachine(RuleBasedStateMachine):
     @rule(target=turns, name=names, on=either, is_at=st.booleans(), is_checked=st.booleans())
     def begin_turn(self, name: str, on: int, is_at: bool, is_checked: bool) -> Any:
         server = self.servers[on]
-        seen: list[Checkpoint] = []
+        seen: list[Past] = []
 
         def check(session: Session) -> None:
-            seen.append(server.sessions.memory.checkpoint(session))
+            seen.append(server.sessions.memory.past(session))
 
         position = self.truth[name].position if name in self.truth else 0
         claim = Claim(position if is_at else None)
@@ -153,7 +153,7 @@ class SharedMachine(RuleBasedStateMachine):
             assert self.outcome(loading) is SessionNotFound
             return multiple()
         session = self.run(loading)
-        same(server.sessions.memory.checkpoint(session), self.truth[name])
+        same(server.sessions.memory.past(session), self.truth[name])
         if is_checked:
             same(seen[-1], self.truth[name])
         owner = self.owner.get(name)
@@ -204,7 +204,7 @@ class SharedMachine(RuleBasedStateMachine):
         sessions = self.servers[on].sessions
         if name in self.truth:
             session = self.run(sessions.load(name))
-            same(sessions.memory.checkpoint(session), self.truth[name])
+            same(sessions.memory.past(session), self.truth[name])
         else:
             assert self.outcome(sessions.load(name)) is SessionNotFound
 
@@ -217,10 +217,10 @@ class SharedMachine(RuleBasedStateMachine):
     @rule(name=names, on=either)
     def refuse(self, name: str, on: int) -> None:
         """A claim that the session as it is speaks against, which takes nothing over."""
-        sessions, seen = self.servers[on].sessions, [Checkpoint(None, None, -1)]
+        sessions, seen = self.servers[on].sessions, [Past(None, None, -1)]
 
         def check(session: Session) -> None:
-            seen.append(sessions.memory.checkpoint(session))
+            seen.append(sessions.memory.past(session))
             raise SessionBusy(name)
 
         refused = self.outcome(sessions.load(name, Claim(), check))
@@ -262,7 +262,7 @@ class SharedMachine(RuleBasedStateMachine):
                 pass
 
 
-def same(found: Checkpoint, expected: Checkpoint) -> None:
+def same(found: Past, expected: Past) -> None:
     assert (found.position, found.pending) == (expected.position, expected.pending)
     assert (found.state is None) == (expected.state is None)
     if found.state is not None and expected.state is not None:

@@ -29,7 +29,7 @@ from unrolled_server.session_keeper import SessionKeeper
 from unrolled_server.sessions import Sessions
 from unrolled_server.snapshot_layout import LayoutError, Snapshot, decode, encode
 from unrolled_server.snapshots import Export, Snapshots
-from unrolled_server.types import Checkpoint
+from unrolled_server.types import Past
 from unrolled_server.vocabulary import CharacterVocabulary
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class House:
         sealer = Sealer([Key(b"a", SECRETS["a"])])
         self.snapshots = AtOnce(self.sessions, self.models, sealer, self.clock)
 
-    def session(self, past: Checkpoint, seed: int = 7) -> Session:
+    def session(self, past: Past, seed: int = 7) -> Session:
         session = self.sessions.create(MODEL, seed)
         advance(self.sessions, session, past)
         return session
@@ -131,7 +131,7 @@ def house() -> House:
 
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
 pasts = st.builds(
-    Checkpoint,
+    Past,
     st.none() | arrays(np.float32, 4, elements=numbers),
     st.none() | st.integers(0, 1),
     st.integers(0, 2**63 - 1),
@@ -140,7 +140,7 @@ pasts = st.builds(
 )
 
 
-def same(one: Checkpoint, other: Checkpoint) -> bool:
+def same(one: Past, other: Past) -> bool:
     """Whether two places in a sequence are the same to the last bit."""
     states = [None if past.state is None else past.state.tobytes() for past in (one, other)]
     return states[0] == states[1] and replace(one, state=None) == replace(other, state=None)
@@ -150,21 +150,17 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
 
 
 @given(past=pasts, seed=st.integers(0, 2**64 - 1))
-def test_an_imported_session_stands_where_the_exported_one_stood(
-    past: Checkpoint, seed: int
-) -> None:
+def test_an_imported_session_stands_where_the_exported_one_stood(past: Past, seed: int) -> None:
     there, here = House(), House()
     session = there.session(past, seed)
     imported = here.snapshots.restore(there.snapshots.export(session.name, None).sealed, None)
     assert (imported.seed, imported.model) == (seed, MODEL)
-    assert same(here.sessions.checkpoint(imported), past)
-    assert same(there.sessions.checkpoint(session), past)
+    assert same(here.sessions.past(imported), past)
+    assert same(there.sessions.past(session), past)
 
 
 @given(past=pasts, seed=st.integers(0, 2**64 - 1), ttl=st.none() | st.floats(0.1, 1e8))
-def test_a_snapshot_is_laid_out_as_documented(
-    past: Checkpoint, seed: int, ttl: float | None
-) -> None:
+def test_a_snapshot_is_laid_out_as_documented(past: Past, seed: int, ttl: float | None) -> None:
     house = House()
     export = house.snapshots.export(house.session(past, seed).name, ttl)
     expires = math.inf if ttl is None else house.clock.now + ttl
@@ -187,14 +183,14 @@ def test_a_snapshot_is_laid_out_as_documented(
 def test_a_snapshot_written_by_hand_is_taken(house: House) -> None:
     session = house.take(FORGED)
     assert (session.position, session.seed, session.model) == (3, 0, MODEL)
-    past = house.sessions.checkpoint(session)
+    past = house.sessions.past(session)
     assert past.state is not None
     assert past.state.tolist() == [0, 1, 2, 3]
     assert (past.pending, past.previous, past.partial) == (1, None, b"")
 
 
 def test_an_export_is_a_use_and_leaves_the_session_where_it_is(house: House) -> None:
-    session = house.session(Checkpoint(None, 1, 1))
+    session = house.session(Past(None, 1, 1))
     created = session.created
     house.clock.now += TTL - 1
     house.snapshots.export(session.name, None)
@@ -207,7 +203,7 @@ def test_an_export_is_a_use_and_leaves_the_session_where_it_is(house: House) -> 
 
 
 def test_a_busy_session_is_exported_as_of_its_last_turn(house: House) -> None:
-    session = house.session(Checkpoint(None, 1, 1))
+    session = house.session(Past(None, 1, 1))
     house.sessions.hold(session, lambda: None)
     imported = house.snapshots.restore(house.snapshots.export(session.name, None).sealed, None)
     assert imported.position == 1
@@ -221,7 +217,7 @@ def test_an_imported_session_has_an_idle_time_of_its_own(house: House) -> None:
 
 
 def test_a_snapshot_can_be_imported_until_it_expires(house: House) -> None:
-    session = house.session(Checkpoint(None, 1, 1))
+    session = house.session(Past(None, 1, 1))
     brief = house.snapshots.export(session.name, 10.0).sealed
     lasting = house.snapshots.export(session.name, None).sealed
     house.clock.now += 9.5
@@ -346,7 +342,7 @@ def test_the_longest_names_fit(house: House) -> None:
     sealer = Sealer([Key(name.encode(), SECRETS["a"])])
     house.snapshots = AtOnce(house.sessions, house.models, sealer, house.clock)
     session = house.sessions.create(long, 0)
-    advance(house.sessions, session, Checkpoint(state(0, 0, 0, 0), 1, 1, b"\xf0\x9f\x98"))
+    advance(house.sessions, session, Past(state(0, 0, 0, 0), 1, 1, b"\xf0\x9f\x98"))
     sealed = house.snapshots.export(session.name, None).sealed
     assert len(sealed) <= 4 * 4 + 1100
     assert house.snapshots.restore(sealed, None).model is long
@@ -356,9 +352,9 @@ def test_no_mutation_is_accepted_and_all_get_one_answer(house: House) -> None:
     originals = [
         house.snapshots.export(house.session(past).name, None).sealed
         for past in (
-            Checkpoint(state(0.5, 1, -1, 0), 1, 3),
-            Checkpoint(state(0.5, 1, -1, 0), 1, 4),
-            Checkpoint(None, 0, 1, b"\xc3", 1),
+            Past(state(0.5, 1, -1, 0), 1, 3),
+            Past(state(0.5, 1, -1, 0), 1, 4),
+            Past(None, 0, 1, b"\xc3", 1),
         )
     ]
     house.sessions.limit = 4
@@ -386,7 +382,7 @@ def test_no_mutation_is_accepted_and_all_get_one_answer(house: House) -> None:
     past=pasts,
 )
 def test_what_is_written_is_read(
-    tenant: str, model: str, fingerprint: str, expires: float, seed: int, past: Checkpoint
+    tenant: str, model: str, fingerprint: str, expires: float, seed: int, past: Past
 ) -> None:
     snapshot = Snapshot(tenant, model, fingerprint, expires, seed, past)
     read = decode(encode(snapshot))

@@ -33,12 +33,12 @@ from unrolled_server.session_record import (
 from unrolled_server.sqlite_rows import MAX_ROWS
 from unrolled_server.sqlite_store import SqliteStore
 from unrolled_server.store import StoreOpenError
-from unrolled_server.types import Checkpoint, Durability, Place
+from unrolled_server.types import CheckpointView, Durability, Past
 
 FACTS = SessionFacts(
     name_of(bytes(ID_BYTES)), "default", "m/1", "ab" * 32, 1, 1, 7, 3, 4, 100.0, 200.0, 60.0
 )
-PAST = Checkpoint(np.arange(4, dtype=np.float32), 1, 3, b"\xc3", 2)
+PAST = Past(np.arange(4, dtype=np.float32), 1, 3, b"\xc3", 2)
 
 
 def numbered(number: int, size: int = 4) -> SessionRecord:
@@ -60,7 +60,7 @@ def same(one: SessionRecord | None, other: SessionRecord) -> bool:
         return one is not None and one == other
     is_same = replace(one.past, state=None) == replace(other.past, state=None)
     bits = one.past.state.tobytes() == other.past.state.tobytes()
-    rest = [(record.facts, record.answers, record.marks) for record in (one, other)]
+    rest = [(record.facts, record.answers, record.checkpoints) for record in (one, other)]
     return is_same and bits and rest[0] == rest[1]
 
 
@@ -85,11 +85,13 @@ records = st.builds(
         times,
         times,
         st.booleans(),
-        st.lists(st.builds(Place, st.text(max_size=63), positions), max_size=17).map(tuple),
+        st.lists(st.builds(CheckpointView, st.text(max_size=63), positions), max_size=17).map(
+            tuple
+        ),
         times | st.just(math.inf),
     ),
     st.builds(
-        Checkpoint,
+        Past,
         st.none() | arrays(np.float32, st.integers(1, 9), elements=st.floats(width=32)),
         tokens,
         positions,
@@ -107,8 +109,8 @@ def test_a_record_is_read_as_it_was_written(record: SessionRecord) -> None:
 
 
 def test_no_flipped_bit_goes_unseen() -> None:
-    facts = replace(FACTS, undo=True, places=(Place("", 2), Place("a", 1)))
-    parts = encode(SessionRecord(facts, PAST, b"answers", b"marks"))
+    facts = replace(FACTS, undo=True, checkpoints=(CheckpointView("", 2), CheckpointView("a", 1)))
+    parts = encode(SessionRecord(facts, PAST, b"answers", b"checkpoints"))
     for number, part in enumerate(parts):
         for place in range(8 * len(part)):
             damaged = bytearray(part)

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from unrolled_server import checkpoints
 from unrolled_server.answers import Answer, find
-from unrolled_server.checkpoints import LAST_TURN, MAX_CHECKPOINTS, Mark, Marks
+from unrolled_server.checkpoints import LAST_TURN, MAX_CHECKPOINTS, Checkpoint, Checkpoints
 from unrolled_server.errors import CheckpointNotFound, NothingToUndo, TooManyCheckpoints
 from unrolled_server.standing import Standing
-from unrolled_server.types import Checkpoint, Place, RequestKey
+from unrolled_server.types import CheckpointView, Past, RequestKey
 
 IDS = "abc"
 
 
 @dataclass(frozen=True)
-class Past:
+class Point:
     """How a session came to where it stands: its turns, each by a number that no other has."""
 
     turns: tuple[int, ...] = ()
@@ -31,9 +31,9 @@ class Past:
 class History:
     """A session as it has to be."""
 
-    now: Past = field(default_factory=Past)
-    before: Past | None = None
-    named: dict[str, Past] = field(default_factory=dict)
+    now: Point = field(default_factory=Point)
+    before: Point | None = None
+    named: dict[str, Point] = field(default_factory=dict)
     record: list[int] = field(default_factory=list)
     """Turns whose answers are kept, the oldest first."""
 
@@ -42,15 +42,15 @@ def key(turn: int) -> RequestKey:
     return RequestKey(str(turn), bytes(32))
 
 
-def at(past: Past) -> Checkpoint:
+def at(past: Point) -> Past:
     """A place that tells its past; without any it is the zero state."""
     if not past.turns:
-        return Checkpoint(None, None, 0)
+        return Past(None, None, 0)
     numbers = np.array([past.turns[-1], past.position], np.float32)
-    return Checkpoint(numbers, past.turns[-1], past.position, b"\xc3", past.position)
+    return Past(numbers, past.turns[-1], past.position, b"\xc3", past.position)
 
 
-def same(one: Checkpoint, other: Checkpoint) -> bool:
+def same(one: Past, other: Past) -> bool:
     bits = [None if past.state is None else past.state.tobytes() for past in (one, other)]
     facts = [(past.pending, past.position, past.partial, past.previous) for past in (one, other)]
     return bits[0] == bits[1] and facts[0] == facts[1]
@@ -63,8 +63,8 @@ class StandingMachine(RuleBasedStateMachine):
         super().__init__()
         self.turns = 0
         self.history = History()
-        marks = checkpoints.encode(Marks(undo=True))
-        self.standing = Standing("s", at(Past()), marks=marks)
+        none = checkpoints.encode(Checkpoints(undo=True))
+        self.standing = Standing("s", at(Point()), checkpoints=none)
 
     def move(self, standing: Standing) -> None:
         """What a store compares before it replaces a record has to be later for each."""
@@ -77,7 +77,7 @@ class StandingMachine(RuleBasedStateMachine):
         self.turns += 1
         past = self.history.now
         self.history.before = past
-        after = Past((*past.turns, self.turns), past.position + tokens)
+        after = Point((*past.turns, self.turns), past.position + tokens)
         self.history.now = after
         answer = Answer(key(self.turns), outcome=b"o") if named else None
         if named:
@@ -87,15 +87,15 @@ class StandingMachine(RuleBasedStateMachine):
     @rule(id_=st.sampled_from(IDS))
     def mark(self, id_: str) -> None:
         self.history.named[id_] = self.history.now
-        self.move(self.standing.marked(id_))
+        self.move(self.standing.with_checkpoint(id_))
 
     @rule(id_=st.sampled_from(IDS))
     def unmark(self, id_: str) -> None:
         if self.history.named.pop(id_, None) is None:
             with pytest.raises(CheckpointNotFound):
-                self.standing.unmarked(id_)
+                self.standing.without_checkpoint(id_)
         else:
-            self.move(self.standing.unmarked(id_))
+            self.move(self.standing.without_checkpoint(id_))
 
     @rule(id_=st.sampled_from([LAST_TURN, *IDS]))
     def rewind(self, id_: str) -> None:
@@ -122,11 +122,13 @@ class StandingMachine(RuleBasedStateMachine):
         before = self.history.before
         wanted = {} if before is None else {LAST_TURN: before}
         wanted |= {id_: self.history.named[id_] for id_ in sorted(self.history.named)}
-        marks = checkpoints.decode(self.standing.marks)
-        assert marks.undo
-        assert marks.places == tuple(Place(id_, past.position) for id_, past in wanted.items())
-        for mark in marks.all:
-            assert same(mark.past, at(wanted[mark.id]))
+        kept = checkpoints.decode(self.standing.checkpoints)
+        assert kept.undo
+        assert kept.views == tuple(
+            CheckpointView(id_, past.position) for id_, past in wanted.items()
+        )
+        for each in kept.all:
+            assert same(each.past, at(wanted[each.id]))
 
 
 def test_a_session_goes_back_to_where_it_stood() -> None:
@@ -135,29 +137,31 @@ def test_a_session_goes_back_to_where_it_stood() -> None:
 
 
 def test_a_session_that_is_not_asked_to_keeps_nothing() -> None:
-    standing = Standing("s", at(Past()))
+    standing = Standing("s", at(Point()))
     for turn in range(3):
-        standing = standing.after_turn(at(Past((turn,), turn + 1)), None)
-    assert standing.marks == b""
+        standing = standing.after_turn(at(Point((turn,), turn + 1)), None)
+    assert standing.checkpoints == b""
     with pytest.raises(NothingToUndo):
         standing.rewound(LAST_TURN)
-    assert standing.marked("a").unmarked("a").marks == b""
+    assert standing.with_checkpoint("a").without_checkpoint("a").checkpoints == b""
 
 
 def test_there_is_room_for_so_many_and_for_the_last_turn() -> None:
-    standing = Standing("s", at(Past()), marks=checkpoints.encode(Marks(undo=True)))
+    standing = Standing("s", at(Point()), checkpoints=checkpoints.encode(Checkpoints(undo=True)))
     for number in range(MAX_CHECKPOINTS):
-        standing = standing.marked(f"c{number}").after_turn(at(Past((number,), number + 1)), None)
+        standing = standing.with_checkpoint(f"c{number}")
+        standing = standing.after_turn(at(Point((number,), number + 1)), None)
     with pytest.raises(TooManyCheckpoints) as caught:
-        standing.marked("more")
+        standing.with_checkpoint("more")
     assert caught.value.metadata == {"session": "s", "limit": "16"}
-    moved = standing.marked("c3")
-    assert Place("c3", 16) in checkpoints.decode(moved.marks).places
-    assert len(checkpoints.decode(moved.unmarked("c1").marked("more").marks).all) == 17
+    moved = standing.with_checkpoint("c3")
+    assert CheckpointView("c3", 16) in checkpoints.decode(moved.checkpoints).views
+    moved = moved.without_checkpoint("c1").with_checkpoint("more")
+    assert len(checkpoints.decode(moved.checkpoints).all) == 17
 
 
 pasts = st.builds(
-    Checkpoint,
+    Past,
     st.none()
     | st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=9).map(
         lambda numbers: np.array(numbers, np.float32)
@@ -168,15 +172,15 @@ pasts = st.builds(
     st.none() | st.integers(0, 2**31 - 1),
 )
 many_marks = st.lists(
-    st.builds(Mark, st.text("aZ0._-", max_size=63), st.integers(0, 2**64 - 1), pasts),
+    st.builds(Checkpoint, st.text("aZ0._-", max_size=63), st.integers(0, 2**64 - 1), pasts),
     max_size=MAX_CHECKPOINTS + 1,
-    unique_by=lambda mark: mark.id,
+    unique_by=lambda each: each.id,
 )
 
 
 @given(st.booleans(), many_marks)
-def test_marks_are_read_as_they_were_written(undo: bool, marks: list[Mark]) -> None:
-    read = checkpoints.decode(checkpoints.encode(Marks(undo, tuple(marks))))
+def test_checkpoints_are_read_as_they_were_written(undo: bool, written: list[Checkpoint]) -> None:
+    read = checkpoints.decode(checkpoints.encode(Checkpoints(undo, tuple(written))))
     assert read.undo == undo
-    assert [(mark.id, mark.era) for mark in read.all] == [(m.id, m.era) for m in marks]
-    assert all(same(one.past, other.past) for one, other in zip(read.all, marks, strict=True))
+    assert [(one.id, one.era) for one in read.all] == [(one.id, one.era) for one in written]
+    assert all(same(one.past, other.past) for one, other in zip(read.all, written, strict=True))

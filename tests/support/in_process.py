@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unrolled_server.cached_sessions import CachedSessions
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.models import Models
+from unrolled_server.opening import RunnerConfig
 from unrolled_server.prefix_cache import PrefixCache
 from unrolled_server.repository import load_models
-from unrolled_server.runner import RunnerConfig
 from unrolled_server.running import AnyRunner
 from unrolled_server.session import Session
 from unrolled_server.sqlite_store import SqliteStore
-from unrolled_server.stored_sessions import StoredSessions
+from unrolled_server.stored_keeper import StoredKeeper
 from unrolled_server.tasks import TurnLimits
 from unrolled_server.turns import Turns
 from unrolled_server.types import TurnRequest
@@ -36,7 +36,7 @@ class InProcess:
     """What there is of a server."""
 
     models: Models
-    sessions: StoredSessions
+    sessions: StoredKeeper
     turns: Turns
 
     async def create(self, model: str, seed: int | None = None) -> Session:
@@ -60,13 +60,13 @@ async def in_process(models: Path, store: Path, max_sessions: int) -> AsyncItera
     loop = asyncio.get_running_loop()
 
     def start(label: str, runners: Sequence[AnyRunner], vocabulary: Vocabulary) -> Engine:
-        engine = Engine([Lane(label, r, vocabulary, AT_ONCE, Delivery(), loop) for r in runners])
+        engine = Engine([Lane(label, r, vocabulary, Flushing(), loop) for r in runners])
         engine.start()
         return engine
 
     served = load_models(models, AT_ONCE, RunnerConfig("cpu", 1), start)
     memory = CachedSessions(max_sessions, IDLE_SECONDS)
-    sessions = StoredSessions(memory, served, SqliteStore(store))
+    sessions = StoredKeeper(memory, served, SqliteStore(store))
     limits, prefixes = TurnLimits(1024, 1024, AT_ONCE), PrefixCache(0)
     try:
         yield InProcess(served, sessions, Turns(served, sessions, limits, prefixes))

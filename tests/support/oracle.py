@@ -1,8 +1,8 @@
-"""Two oracles that share no code with the server.
+"""What the server has to agree with bit for bit: a sequence that runs alone.
 
-LoneRun feeds one row one token at a time through the exported engine graph and draws from the
-log-probabilities itself: the server has to agree bit for bit. The other is the PyTorch model
-the checkpoint came from (`support.models.TorchModel`): within 1e-4.
+LoneRun feeds one row one token at a time through the exported engine graph, and checks its draws
+by its own. It shares that graph with the server, and no code: what the graph computes is proved
+by the PyTorch model the checkpoint came from (`support.models.TorchModel`), within 1e-4.
 """
 
 from __future__ import annotations

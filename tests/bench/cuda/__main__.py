@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from unrolled_server.runner import has_cuda
+from unrolled_server.device_memory import has_cuda
 
 from bench.cuda import served, timings
 from bench.cuda.checks import checks

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from unrolled_server.device_runner import GRAPHS, DeviceConfig, DeviceRunner
-from unrolled_server.runner import StateSpec
+from unrolled_server.running import StateSpec
 
 Floats = NDArray[np.float32]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from unrolled_server.delivery import Delivery
+from unrolled_server.delivery import Flushing
 from unrolled_server.device_runner import DeviceRunner
 from unrolled_server.engine import Engine
 from unrolled_server.lane import Lane
 from unrolled_server.running import AnyRunner
 from unrolled_server.turn import Task, Turn
-from unrolled_server.types import MAX_STEPS, Checkpoint, Ending, Sampling
+from unrolled_server.types import MAX_STEPS, Ending, Past, Sampling
 from unrolled_server.vocabulary import CharacterVocabulary
 
 from bench.cuda.models import Subject
@@ -28,7 +28,7 @@ DRAWS = 2047
 """Of every turn under the engine; with the token it is told, whole runs."""
 WARM_SECONDS = 90
 """In which all turns are to have had their first; a shorter one, so that they end at all times."""
-MESSAGES = (Delivery(), Delivery(tokens=1024))
+MESSAGES = (Flushing(), Flushing(tokens=1024))
 LANES = (1, 2)
 
 
@@ -108,24 +108,24 @@ def engine_rates(subject: Subject, models: Path, rows: int, device: str, seconds
     """Tokens a second of endless turns, delivered to a loop that reads them all: with messages of
     the usual size and wide ones, in one lane and in several that share the rows."""
     rates = Rates()
-    for delivery in MESSAGES:
+    for flushing in MESSAGES:
         for lanes in LANES:
-            name = f"{delivery.tokens} tokens a message, lanes: {lanes}"
+            name = f"{flushing.tokens} tokens a message, lanes: {lanes}"
             with rates.setting(name):
                 runners = [subject.runner(models, rows // lanes, device) for _ in range(lanes)]
-                rate = under_engine(runners, subject, rows, delivery, seconds)
+                rate = under_engine(runners, subject, rows, flushing, seconds)
                 rates.found[name] = asyncio.run(rate)
     return rates
 
 
 async def under_engine(
-    runners: Sequence[AnyRunner], subject: Subject, rows: int, delivery: Delivery, seconds: float
+    runners: Sequence[AnyRunner], subject: Subject, rows: int, flushing: Flushing, seconds: float
 ) -> float:
     """Tokens a second of `rows` endless turns, in a lane for each runner."""
     characters = [chr(0x100 + token).encode() for token in range(subject.vocabulary)]
     vocabulary = CharacterVocabulary(characters, None, (), None)
-    loop, room = asyncio.get_running_loop(), rows // len(runners)
-    engine = Engine([Lane("bench", it, vocabulary, room, delivery, loop) for it in runners])
+    loop = asyncio.get_running_loop()
+    engine = Engine([Lane("bench", it, vocabulary, flushing, loop) for it in runners])
     engine.start()
     readers = [asyncio.create_task(_read(engine, seed)) for seed in range(rows)]
     try:
@@ -157,7 +157,7 @@ async def _read(engine: Engine, seed: int) -> None:
     told = np.array([seed % 7, 1], np.int32)
     draws = DRAWS - MAX_STEPS * (seed % ((DRAWS + 1) // MAX_STEPS))
     while True:
-        start = Checkpoint(None, None, 0)
+        start = Past(None, None, 0)
         turn = Turn(Task(start, told, draws, Sampling(seed), (), None, False, False))
         engine.submit(turn)
         while not isinstance(await turn.next(), Ending):

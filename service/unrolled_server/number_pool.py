@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 
-class Places:
+class NumberPool:
     """Gives out 0, 1, 2 and so on; numbers that came back go out first, the latest first.
 
     A number costs nothing while it is out, and four bytes once it came back.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,6 @@ from itertools import islice, takewhile
 
 from unrolled_server.cached_sessions import CachedSessions
 from unrolled_server.errors import (
-    InvalidField,
     ModelNotFound,
     ModelNotServed,
     ServerError,
@@ -30,14 +28,15 @@ from unrolled_server.errors import (
 from unrolled_server.failpoints import FailpointError, reach
 from unrolled_server.logs import log_event
 from unrolled_server.models import Models, ServedModel
+from unrolled_server.page_tokens import id_of, token_behind
 from unrolled_server.session import Session
 from unrolled_server.session_keeper import Check, SessionKeeper
-from unrolled_server.session_names import ID_BYTES, KEY_BYTES, name_of, session_id
+from unrolled_server.session_names import KEY_BYTES, name_of, session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord, encode
 from unrolled_server.standing import Standing
 from unrolled_server.store import Claim, Receipt, Store, StoreSpace, StoreStats
 from unrolled_server.tenants import tenant
-from unrolled_server.types import Checkpoint, Durability, SessionView
+from unrolled_server.types import Durability, Past, SessionView
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,6 @@ MAX_CHUNKS = 16
 """Of one page: it may be short where many sessions do not match."""
 MAX_UNHEARD = 10_000
 """Sessions to be ended that are remembered at once: a store that fails for long makes them many."""
-PAGE_TOKEN = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class Unheard:
     """When it is known whether the store has it: in seconds since the epoch."""
 
 
-class StoredSessions(SessionKeeper):
+class StoredKeeper(SessionKeeper):
     """Sessions in memory and in a store."""
 
     memory: CachedSessions
@@ -148,7 +146,7 @@ class StoredSessions(SessionKeeper):
     async def restore(
         self,
         model: ServedModel,
-        past: Checkpoint,
+        past: Past,
         seed: int,
         idle_ttl: float | None,
         *,
@@ -185,19 +183,17 @@ class StoredSessions(SessionKeeper):
 
         As `Sessions.page`. Raises InvalidField, StoreUnavailable.
         """
-        if token and not PAGE_TOKEN.fullmatch(token):
-            raise InvalidField("page_token", "is not one that a page came with")
-        after = bytes.fromhex(token)
+        after = id_of(token)
         views: list[SessionView] = []
         for _ in range(MAX_CHUNKS):
             chunk = await self._store.page(tenant.get(), after, CHUNK)
             views += filter(None, (self._view(facts, model) for facts in chunk.sessions))
             if len(views) > size:
-                return views[:size], views[size - 1].name.removeprefix("sessions/")
+                return views[:size], token_behind(views[size - 1].name)
             if chunk.after is None:
                 return views, ""
             after = chunk.after
-        return views, after.hex()
+        return views, token_behind(name_of(after))
 
     async def _move(self, session: Session, standing: Standing) -> Durability:
         """Replace all that changes of a session that is held: in the store, then in memory."""
@@ -239,7 +235,10 @@ class StoredSessions(SessionKeeper):
         return is_awaited or id_ in self._uses or self.memory.has(id_)
 
     async def close(self) -> None:
-        """Finish what is under way; nothing is to be asked for any more."""
+        """Tell the store what it does not know yet, and close it whatever comes of that.
+
+        Nothing is to be asked for any more. Raises StoreFull, StoreUnavailable.
+        """
         try:
             while self._inserts:
                 await asyncio.wait(self._inserts)
@@ -395,7 +394,7 @@ class StoredSessions(SessionKeeper):
             used=facts.used,
             expires=facts.ends,
             undo=facts.undo,
-            places=facts.places,
+            checkpoints=facts.checkpoints,
             latest=None if facts.latest == math.inf else facts.latest,
         )
 

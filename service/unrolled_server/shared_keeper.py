@@ -22,12 +22,12 @@ from unrolled_server.session_keeper import Check
 from unrolled_server.session_names import session_id
 from unrolled_server.session_record import SessionFacts, SessionRecord
 from unrolled_server.store import Claim, SharedStore, Version
-from unrolled_server.stored_sessions import CHUNK, StoredSessions
+from unrolled_server.stored_keeper import CHUNK, StoredKeeper
 from unrolled_server.tenants import tenant
 from unrolled_server.types import Durability, SessionView
 
 
-class SharedSessions(StoredSessions):
+class SharedKeeper(StoredKeeper):
     """Sessions in memory and in a shared store."""
 
     def __init__(
